@@ -1,0 +1,1 @@
+"""The feature cache: its configuration, shard format, index and reader (numpy and h5py only)."""

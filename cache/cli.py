@@ -1,0 +1,95 @@
+"""What every command shares: expected errors, flags derived from a dataclass, and exit statuses."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+EXIT_OK, EXIT_INCOMPLETE, EXIT_ERROR = 0, 1, 2
+
+
+class InputError(ValueError):
+    """An expected error: its message carries the file, what was found, what was expected and the remedy."""
+
+
+def flag(default: Any, help: str, **kwargs: Any) -> Any:
+    """A dataclass field that :func:`parse_flags` turns into a command-line flag.
+
+    Parameters
+    ----------
+    default : the flag's default; its type is the flag's type unless `type` is given
+    help : one line for ``--help``
+    kwargs : passed to ``ArgumentParser.add_argument`` (``type``, ``choices``, ``metavar``, ``action``, …)
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **kwargs})
+
+
+def parse_flags(options: type, argv: list[str] | None, *, prog: str, description: str) -> dict[str, Any]:
+    """Parse a command line into the flags that were given explicitly.
+
+    Only explicit flags are returned, so that a caller can lay them over a recipe and the dataclass's defaults:
+    ``Options(**{**recipe, **parse_flags(Options, argv, …)})``.
+
+    Parameters
+    ----------
+    options : a dataclass whose fields were made with :func:`flag`; ``n_mels`` becomes ``--n-mels``
+    argv : the arguments, or None for ``sys.argv[1:]``
+    prog : shown in the usage line, such as ``python -m train.run``
+    description : shown above the flags
+
+    Returns
+    -------
+    dict : field name → value, for the flags that were given
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    for field in dataclasses.fields(options):
+        if "help" not in field.metadata:
+            continue
+        settings = dict(field.metadata)
+        positional = settings.pop("positional", False)
+        shown = "" if field.default in (None, False, "", ()) else f" (default: {field.default})"
+        settings["help"] = settings["help"].replace("%", "%%") + shown.replace("%", "%%")
+        if positional:
+            parser.add_argument(field.name, **settings)
+            continue
+        if isinstance(field.default, bool):
+            settings.setdefault("action", argparse.BooleanOptionalAction if field.default else "store_true")
+        elif "action" not in settings or settings["action"] == "append":
+            settings.setdefault("type", str if field.default is None else type(field.default))
+        parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **settings)
+    return vars(parser.parse_args(argv))
+
+
+def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
+    """Run a command; an expected error becomes one line on stderr and exit status 2.
+
+    Expected are :class:`InputError` and ``OSError`` (missing file, full disk, no permission). Anything else is a
+    bug and keeps its traceback. Ctrl-C ends with status 130.
+    """
+    try:
+        return body()
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"{prefix}: {message}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional package where it is used.
+
+    Raises
+    ------
+    InputError : it is not installed; the message names the extra to install
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{module} is needed here ({error}); pip install 'melshard[{extra}]'") from error

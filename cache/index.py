@@ -1,0 +1,224 @@
+"""The index of a cache, its clip table, and the reader.
+
+``index.json`` is written last: a folder that has one holds a complete cache. The clip table lies beside it as a
+structured NumPy array whose file name is its checksum, so that table and index always change together.
+"""
+
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.cli import InputError
+from cache.config import FeatureConfig
+from cache.files import file_checksum, write_atomic
+from cache.shard import REBUILD, SCHEMA, map_shard, shard_path
+
+INDEX = "index.json"
+TRAIN, TEST = 0, 1  # values of the column "split"
+NO_FOLD = -1
+
+
+def clip_dtype(clip_id_bytes: int, speaker_bytes: int) -> np.dtype:
+    """Type of the clip table's rows; strings are UTF-8."""
+    return np.dtype(
+        [
+            ("clip_id", f"S{max(1, clip_id_bytes)}"),
+            ("speaker", f"S{max(1, speaker_bytes)}"),
+            ("target", "<i4"),
+            ("split", "u1"),
+            ("fold", "<i2"),
+            ("shard", "<i4"),
+            ("row", "<i4"),
+        ]
+    )
+
+
+def write_index(folder: Path, clips: np.ndarray, content: dict[str, Any]) -> None:
+    """Write the clip table and then the index; an unchanged index is left alone.
+
+    Parameters
+    ----------
+    clips : np.ndarray [shape=(n_clips,), dtype=clip_dtype(…)]
+    content : the index but for ``schema`` and ``clips``
+    """
+    staging = Path(folder) / "clips.npy"
+    _save_array(staging, clips)
+    checksum = file_checksum(staging)
+    table = _table_path(folder, checksum)
+    os.replace(staging, table)
+    content = {"schema": SCHEMA, **content, "clips": {"count": len(clips), "checksum": checksum}}
+    data = (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+    index = Path(folder) / INDEX
+    if not index.exists() or index.read_bytes() != data:
+        write_atomic(index, data)
+    for old in set(Path(folder).glob("clips-*.npy")) - {table}:
+        old.unlink()
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    from cache.files import atomic_path
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _table_path(folder: Path, checksum: str) -> Path:
+    return Path(folder) / f"clips-{checksum[:16]}.npy"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read and check ``index.json``.
+
+    Raises
+    ------
+    InputError : no index, another schema, or garbage
+    """
+    path = Path(folder) / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: no finished cache (no {INDEX}); finish it with python -m pipeline.build_cache"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); {REBUILD}") from None
+    schema = index.get("schema") if isinstance(index, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{path}: schema {schema}, this version reads {SCHEMA}; {REBUILD}")
+    try:
+        assert len(index["classes"]) == len(set(index["classes"])) and all(type(c) is str for c in index["classes"])
+        assert all(type(shard[key]) is int for shard in index["shards"] for key in ("number", "rows", "bytes"))
+        assert type(index["clips"]["checksum"]) is str and type(index["split"]["digest"]) is str
+    except (KeyError, TypeError, AssertionError):
+        raise InputError(f"{path}: damaged; {REBUILD}") from None
+    return index
+
+
+class Cache:
+    """A finished cache, opened for reading. Shards are mapped at first use, once per process.
+
+    Parameters
+    ----------
+    folder : the cache folder, which holds ``index.json``
+    check_shards : check that every shard is there with its size
+
+    Raises
+    ------
+    InputError : incomplete, damaged, or from another version
+    """
+
+    def __init__(self, folder: str | Path, *, check_shards: bool = True) -> None:
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        self.config = FeatureConfig.from_dict(self.index.get("config"), str(self.folder / INDEX))
+        self.classes: list[str] = self.index["classes"]
+        self.clips = self._read_table()
+        self._rows_of = {shard["number"]: shard["rows"] for shard in self.index["shards"]}
+        self._mapped: dict[int, np.ndarray] = {}
+        if check_shards:
+            self._check_shards()
+
+    def _read_table(self) -> np.ndarray:
+        expected = self.index["clips"]
+        path = _table_path(self.folder, expected["checksum"])
+        try:
+            if file_checksum(path) != expected["checksum"]:
+                raise InputError(f"{path}: checksum differs from the index; {REBUILD}")
+            clips = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, FileNotFoundError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: unreadable clip table ({error}); {REBUILD}") from None
+        names = clip_dtype(1, 1).names
+        if clips.dtype.names != names or len(clips) != expected["count"]:
+            raise InputError(f"{path}: not the index's clip table; {REBUILD}")
+        return clips
+
+    def _check_shards(self) -> None:
+        for shard in self.index["shards"]:
+            path = shard_path(self.folder, shard["number"])
+            size = path.stat().st_size if path.exists() else None
+            if size != shard["bytes"]:
+                found = "missing" if size is None else f"{size} bytes, expected {shard['bytes']}"
+                raise InputError(f"{path}: {found}; repair with python -m pipeline.build_cache")
+        rows = np.zeros(max(self._rows_of, default=0) + 1, np.int64)
+        rows[list(self._rows_of)] = list(self._rows_of.values())
+        shard, row = self.clips["shard"], self.clips["row"]
+        if len(shard) and (shard.min() < 0 or shard.max() >= len(rows) or row.min() < 0 or (row >= rows[shard]).any()):
+            raise InputError(f"{self.folder}: the clip table points outside the shards; {REBUILD}")
+
+    def features(self, shard: int) -> np.ndarray:
+        """Mapped rows of a shard [shape=(rows, num_views, n_mels, n_frames), dtype=float16], read-only."""
+        mapped = self._mapped.get(shard)
+        if mapped is None:
+            mapped = map_shard(shard_path(self.folder, shard), self.config, self._rows_of[shard])
+            self._mapped[shard] = mapped
+        return mapped
+
+    def gather(self, clips: np.ndarray, views: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Copy one view of each of some clips.
+
+        Parameters
+        ----------
+        clips : indices into the clip table [shape=(n,)]
+        views : the view of each [shape=(n,)]
+        out : [shape=(n, n_mels, n_frames), dtype=float16], overwritten and returned
+        """
+        shards, rows = self.clips["shard"][clips].tolist(), self.clips["row"][clips].tolist()
+        for target, shard, row, view in zip(out, shards, rows, np.asarray(views).tolist(), strict=True):
+            np.copyto(target, self.features(shard)[row, view])
+        return out
+
+    def prefetch(self, clips: np.ndarray, views: np.ndarray) -> None:
+        """Ask the kernel to read some rows ahead, whole rows at a time; returns at once."""
+        nbytes = 2 * self.config.n_mels * self.config.n_frames
+        shards, rows = self.clips["shard"][clips].tolist(), self.clips["row"][clips].tolist()
+        for shard, row, view in zip(shards, rows, np.asarray(views).tolist(), strict=True):
+            mapped = self.features(shard)
+            buffer = mapped.base if isinstance(mapped.base, mmap.mmap) else mapped.base.base
+            start = len(buffer) - mapped.nbytes + (row * self.config.num_views + view) * nbytes
+            page = start - start % mmap.PAGESIZE
+            buffer.madvise(mmap.MADV_WILLNEED, page, start + nbytes - page)
+
+
+def list_caches(cache_dir: str | Path) -> list[Path]:
+    """Folders below `cache_dir` that hold a finished cache, sorted by name."""
+    return sorted(path.parent for path in Path(cache_dir).glob(f"*/{INDEX}"))
+
+
+def find_cache(cache_dir: str | Path, n_mels: int, n_frames: int, folder: str | None = None) -> Path:
+    """The one cache of a resolution.
+
+    Parameters
+    ----------
+    cache_dir : holds the cache folders
+    folder : a cache folder, or the name of one in `cache_dir`; then nothing is searched
+
+    Raises
+    ------
+    InputError : none or several match; the message lists them
+    """
+    if folder:
+        return next((path for path in (Path(folder), Path(cache_dir) / folder) if path.is_dir()), Path(folder))
+    sizes = {}
+    for path in list_caches(cache_dir):
+        config = read_index(path).get("config")
+        sizes[path] = (config.get("n_mels"), config.get("n_frames")) if isinstance(config, dict) else None
+    found = [path for path, size in sizes.items() if size == (n_mels, n_frames)]
+    if len(found) == 1:
+        return found[0]
+    width = "" if n_mels == n_frames else f" --width {n_frames}"
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise InputError(
+            f"{cache_dir}: {len(found)} caches have {n_mels} mels x {n_frames} frames: {names}; choose with --cache"
+        )
+    names = ", ".join(path.name for path in sizes) or "none"
+    raise InputError(
+        f"{cache_dir}: no finished cache of {n_mels} mels x {n_frames} frames (there: {names}); "
+        f"build it with python -m pipeline.build_cache --n-mels {n_mels}{width}"
+    )

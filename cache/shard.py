@@ -1,0 +1,187 @@
+"""Shards: HDF5 files whose rows lie contiguous and uncompressed, so that a reader maps them into memory.
+
+A shard holds the dataset ``features`` (clips, views, n_mels, n_frames), the dataset ``clip_id``, and the attributes
+``schema`` and ``digest``. Beside it lies its sidecar ``shard-00000.json``, written after it, with its row count, its
+SHA-256 and the clips it was built from. A shard is finished when both have their final names.
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cache.cli import InputError
+from cache.config import FeatureConfig
+from cache.files import atomic_path, file_checksum, write_atomic
+
+SCHEMA = 1
+REBUILD = "rebuild with python -m pipeline.build_cache"
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Path of shard `number` in a cache folder."""
+    return Path(folder) / f"shard-{number:05d}.h5"
+
+
+def write_shard(
+    folder: Path, number: int, config: FeatureConfig, clip_ids: list[str], rows: Iterable[np.ndarray]
+) -> dict[str, Any]:
+    """Write a shard atomically; the rows are streamed, so that memory holds one at a time.
+
+    Parameters
+    ----------
+    folder : the cache folder
+    clip_ids : one per row, at least one
+    rows : per clip an array [shape=(num_views, n_mels, n_frames), dtype=float16]
+
+    Returns
+    -------
+    dict : ``rows``, ``bytes`` and ``checksum`` of the finished file, as they stand in its sidecar
+
+    Raises
+    ------
+    OSError : the disk is full, which shows before the first row is computed
+    """
+    path = shard_path(folder, number)
+    with atomic_path(path) as temporary:
+        offset, nbytes = _create(temporary, config, clip_ids)
+        handle = os.open(temporary, os.O_RDWR)
+        try:
+            os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
+            os.lseek(handle, offset, os.SEEK_SET)
+            written = 0
+            for row in rows:
+                assert row.shape == config.row_shape and row.dtype == np.float16 and row.flags.c_contiguous
+                written += _write_all(handle, memoryview(row).cast("B"))
+            assert written == nbytes, f"{path}: {written} bytes of rows for {nbytes}"
+        finally:
+            os.close(handle)
+        size, checksum = temporary.stat().st_size, file_checksum(temporary)
+    return {"rows": len(clip_ids), "bytes": size, "checksum": checksum}
+
+
+def _create(path: Path, config: FeatureConfig, clip_ids: list[str]) -> tuple[int, int]:
+    """Lay out an empty shard; returns offset and size in bytes of its rows."""
+    with h5py.File(path, "w", libver="earliest", locking=False, track_order=False) as file:
+        file.attrs.create("schema", SCHEMA, dtype="<i4")
+        file.attrs.create("digest", np.bytes_(config.digest))
+        names = np.array([clip_id.encode() for clip_id in clip_ids])
+        file.create_dataset("clip_id", data=names, track_times=False)
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_layout(h5py.h5d.CONTIGUOUS)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        layout.set_obj_track_times(False)
+        space = h5py.h5s.create_simple((len(clip_ids), *config.row_shape))
+        dataset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F16LE, space, layout)
+        offset, nbytes = dataset.get_offset(), dataset.get_storage_size()
+    if path.stat().st_size < offset + nbytes:
+        os.truncate(path, offset + nbytes)
+    return offset, nbytes
+
+
+def _write_all(handle: int, data: memoryview) -> int:
+    total = len(data)
+    while len(data):
+        data = data[os.write(handle, data) :]
+    return total
+
+
+def map_shard(path: Path, config: FeatureConfig, rows: int) -> np.ndarray:
+    """Map the rows of a shard read-only; nothing that the file points at is followed.
+
+    Parameters
+    ----------
+    config : what the shard was built with, according to its index
+    rows : how many rows it has, according to its index
+
+    Returns
+    -------
+    np.ndarray [shape=(rows, num_views, n_mels, n_frames), dtype=float16], backed by an ``mmap`` (its `base`)
+
+    Raises
+    ------
+    InputError : any other schema, digest, layout, type or size
+    OSError : no such file, no permission
+    """
+    with open(path, "rb") as raw:
+        size = os.fstat(raw.fileno()).st_size
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                offset = _check_layout(path, file, config, rows)
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: not a readable HDF5 shard ({_first_line(error)}); {REBUILD}") from None
+        shape = (rows, *config.row_shape)
+        if offset + 2 * int(np.prod(shape, dtype=np.int64)) > size:
+            raise InputError(f"{path}: truncated: {size} bytes; {REBUILD}")
+        mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, "<f2", count=int(np.prod(shape)), offset=offset).reshape(shape)
+
+
+def _check_layout(path: Path, file: h5py.File, config: FeatureConfig, rows: int) -> int:
+    """Compare everything that makes a shard mappable with what it must be; returns the rows' offset in bytes."""
+
+    def expect(what: str, found: Any, expected: Any) -> None:
+        if found != expected:
+            raise InputError(f"{path}: {what} {found}, this version reads {expected}; {REBUILD}")
+
+    schema = file.attrs.get("schema")
+    expect("schema", int(schema) if np.ndim(schema) == 0 and isinstance(schema, np.integer) else schema, SCHEMA)
+    expect("feature digest", bytes(file.attrs.get("digest", b"")).decode("ascii", "replace"), config.digest)
+    link = file.id.links.get_info(b"features")
+    if link.type != h5py.h5l.TYPE_HARD:
+        raise InputError(f"{path}: its features are a link to elsewhere, which is not followed; {REBUILD}")
+    dataset = h5py.h5o.open(file.id, b"features")
+    if not isinstance(dataset, h5py.h5d.DatasetID):
+        raise InputError(f"{path}: its features are no dataset; {REBUILD}")
+    layout = dataset.get_create_plist()
+    if layout.get_external_count():
+        raise InputError(f"{path}: its features are stored in other files, which are not followed; {REBUILD}")
+    expect("layout", layout.get_layout(), h5py.h5d.CONTIGUOUS)
+    expect("shape", dataset.shape, (rows, *config.row_shape))
+    if not dataset.get_type().equal(h5py.h5t.IEEE_F16LE):
+        raise InputError(f"{path}: its features are not little-endian float16; {REBUILD}")
+    offset = dataset.get_offset()
+    if offset is None:
+        raise InputError(f"{path}: its features are not allocated; {REBUILD}")
+    return offset
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def write_sidecar(folder: Path, number: int, content: dict[str, Any]) -> None:
+    """Write a shard's sidecar; from then on the shard counts as finished."""
+    data = json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False, separators=(",", ":"))
+    write_atomic(shard_path(folder, number).with_suffix(".json"), data.encode())
+
+
+def read_sidecars(folder: Path, config: FeatureConfig) -> dict[int, dict[str, Any]]:
+    """Read the sidecars of all finished shards.
+
+    Returns
+    -------
+    dict : shard number → sidecar; a shard whose file is missing, has another size, or whose sidecar is unreadable
+        is left out, and so will be built again
+    """
+    found = {}
+    for path in sorted(Path(folder).glob("shard-*.json")):
+        try:
+            number = int(path.stem.removeprefix("shard-"))
+            sidecar = json.loads(path.read_text(encoding="utf-8"))
+            if sidecar["schema"] != SCHEMA or sidecar["digest"] != config.digest:
+                continue
+            if sidecar["rows"] and path.with_suffix(".h5").stat().st_size != sidecar["bytes"]:
+                continue
+            found[number] = sidecar
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""From trained folds to predictions, evaluations and reports."""

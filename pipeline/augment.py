@@ -1,0 +1,84 @@
+"""Waveform augmentation of the stored views.
+
+Each function takes and returns a clip: ``(samples, rng, noises) -> samples``. To add one, write it here and name it
+in `AUGMENTS`. Pitch shifting is not among them: it costs many times more than the rest of the pipeline.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def time_shift(samples: np.ndarray, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> np.ndarray:
+    """Shift by up to a tenth of the clip to either side; zeros move in."""
+    limit = len(samples) // 10
+    return shifted(samples, int(rng.integers(-limit, limit + 1)))
+
+
+def volume(samples: np.ndarray, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> np.ndarray:
+    """Change the level by −10 to +6 dB."""
+    return samples * np.float32(10 ** (rng.uniform(-10, 6) / 20))
+
+
+def gaussian_noise(samples: np.ndarray, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> np.ndarray:
+    """Add white noise at an SNR of 10 to 40 dB."""
+    return mixed(samples, rng.standard_normal(len(samples), dtype=np.float32), rng.uniform(10, 40))
+
+
+def background(samples: np.ndarray, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> np.ndarray:
+    """Mix in a random stretch of a background recording at an SNR of 0 to 30 dB, in two of three views."""
+    if not len(noises) or rng.random() < 1 / 3:
+        return samples
+    noise = noises[int(rng.integers(len(noises)))]
+    start = int(rng.integers(len(noise) - len(samples) + 1))
+    return mixed(samples, noise[start : start + len(samples)], rng.uniform(0, 30))
+
+
+AUGMENTS = {
+    "none": (),
+    "light": (time_shift, volume, gaussian_noise),
+    "more": (background, time_shift, volume, gaussian_noise),
+}
+
+
+def augment_view(
+    samples: np.ndarray, augment: str, *, seed: int, clip_id: str, view: int, noises: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Render an augmented view; its random stream depends on (seed, clip_id, view) alone.
+
+    Parameters
+    ----------
+    samples : np.ndarray [shape=(samples,), dtype=float32]
+    augment : a name in `AUGMENTS`
+    view : 1 or more; view 0 is the clip itself
+    noises : background recordings, each at least as long as the clip
+
+    Returns
+    -------
+    np.ndarray [shape=(samples,), dtype=float32]
+    """
+    key = hashlib.sha256(f"{seed}/{view}/{clip_id}".encode()).digest()
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
+    for function in AUGMENTS[augment]:
+        samples = function(samples, rng, noises)
+    return samples
+
+
+def shifted(samples: np.ndarray, count: int) -> np.ndarray:
+    """Move a clip by `count` samples (to the right where positive); zeros move in."""
+    out = np.zeros_like(samples)
+    if count >= 0:
+        out[count:] = samples[: len(samples) - count]
+    else:
+        out[:count] = samples[-count:]
+    return out
+
+
+def mixed(samples: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
+    """Add `noise` at a signal-to-noise ratio of `snr_db` dB; nothing is added to or from silence."""
+    signal_power = float(np.dot(samples, samples))
+    noise_power = float(np.dot(noise, noise))
+    if not signal_power or not noise_power:
+        return samples
+    return samples + noise * np.float32(np.sqrt(signal_power / noise_power * 10 ** (-snr_db / 10)))

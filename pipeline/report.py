@@ -1,0 +1,57 @@
+"""What a build shows: live progress, then a summary."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.build import Summary, build_cache
+from pipeline.options import BuildOptions
+
+
+def build_with_progress(options: BuildOptions) -> Summary:
+    """Build a cache while showing clips per second and time left; print the summary."""
+    console = Console()
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("building", total=None, rate="")
+
+        def update(done: int, rejected: int, total: int) -> None:
+            speed = progress.tasks[task].finished_speed or progress.tasks[task].speed
+            rate = f"{speed:,.0f} clips/s" if speed else ""
+            progress.update(
+                task, completed=done, total=total, rate=rate + (f", {rejected} rejected" if rejected else "")
+            )
+
+        summary = build_cache(options, update)
+    print_summary(console, options, summary)
+    return summary
+
+
+def print_summary(console: Console, options: BuildOptions, summary: Summary) -> None:
+    """Say what is in the cache, what happened to odd clips, and what to type next."""
+    speed = f", {summary.built / summary.seconds:,.0f} clips/s" if summary.built else ", nothing to do"
+    speakers = f" of {summary.speakers:,} speakers" if summary.speakers else ""
+    test = f" ({summary.test:,} in the test split)" if summary.test else ""
+    lines = [
+        f"{summary.folder}",
+        f"  {summary.clips:,} clips{speakers}{test}, {summary.labels} labels, {summary.views} views each",
+        f"  {summary.shards} shards, {summary.bytes / 1e9:.2f} GB; "
+        f"built {summary.built:,} clips in {summary.seconds:.1f} s{speed}",
+        "  "
+        + ", ".join(f"{count:,} {name}" for name, count in summary.flags.items())
+        + f", {summary.rejected:,} rejected",
+    ]
+    if summary.ignored:
+        names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(summary.ignored.items()))
+        lines.append(f"  ignored files that are no .wav, .flac or .ogg: {names}")
+    if summary.rejected:
+        lines.append(f"  rejected files and why: {summary.folder / 'rejected.csv'}")
+    size = f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
+    size += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
+    lines.append(f"next: torchrun --nproc_per_node 1 -m train.run --fold 0{size}")
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

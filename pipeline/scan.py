@@ -1,0 +1,106 @@
+"""Listing a corpus: its clips, its official lists and its background recordings."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from cache.cli import InputError
+from pipeline.decode import EXTENSIONS
+
+NOISE_FOLDER = "_background_noise_"
+_SPEAKER = re.compile(rb"(?:^|/)([0-9a-f]{8})_nohash_[0-9]+\.[^/]*$")
+
+
+def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
+    """List the recordings in ``audio_dir/<label>/**``; folders that begin with ``_`` or ``.`` are no labels.
+
+    Returns
+    -------
+    listing : np.ndarray [shape=(n,)] with the fields clip_id (bytes, UTF-8), size (bytes) and mtime_ns, sorted by
+        clip_id, whatever the order of the file system
+    ignored : suffix → count of files that are not recordings
+
+    Raises
+    ------
+    InputError : no folder, or nothing in it
+    """
+    audio_dir = Path(audio_dir)
+    if not audio_dir.is_dir():
+        raise InputError(
+            f"{audio_dir}: no such folder; put recordings into {audio_dir}/<label>/*.wav, or make some with "
+            "python -m pipeline.download speech-commands-v0.01 or python -m pipeline.demo_corpus"
+        )
+    names, sizes, times, ignored = [], [], [], {}
+    labels = [e for e in os.scandir(audio_dir) if e.is_dir() and not e.name.startswith(("_", "."))]
+    for label in labels:
+        for entry in _walk(label.path):
+            if not entry.name.lower().endswith(EXTENSIONS):
+                suffix = os.path.splitext(entry.name)[1].lower() or "no suffix"
+                ignored[suffix] = ignored.get(suffix, 0) + 1
+                continue
+            status = entry.stat()
+            names.append(os.fsencode(os.path.relpath(entry.path, audio_dir).replace(os.sep, "/")))
+            sizes.append(status.st_size)
+            times.append(status.st_mtime_ns)
+    if not names:
+        raise InputError(f"{audio_dir}: no recordings; expected {audio_dir}/<label>/*{{{','.join(EXTENSIONS)}}}")
+    width = max(map(len, names))
+    listing = np.empty(len(names), [("clip_id", f"S{width}"), ("size", "<i8"), ("mtime_ns", "<i8")])
+    listing["clip_id"], listing["size"], listing["mtime_ns"] = names, sizes, times
+    listing = listing[np.argsort(listing["clip_id"], kind="stable")]
+    _check_names(audio_dir, names)
+    return listing, ignored
+
+
+def _walk(folder: str):
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if not entry.name.startswith(("_", ".")):
+                    yield from _walk(entry.path)
+            elif entry.is_file() and not entry.name.startswith("."):
+                yield entry
+
+
+def _check_names(audio_dir: Path, names: list[bytes]) -> None:
+    for name in names:
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{audio_dir}: the file name {name!r} is not UTF-8; rename it") from None
+
+
+def labels_of(clip_ids: np.ndarray) -> np.ndarray:
+    """The label of each clip_id: its first folder [shape=(n,), dtype=bytes]."""
+    return np.array([name.partition(b"/")[0] for name in clip_ids.tolist()], dtype=bytes)
+
+
+def speakers_of(clip_ids: np.ndarray) -> np.ndarray:
+    """The speaker of each clip_id, from ``<8 hex>_nohash_<n>``; empty where the name carries none."""
+    matches = map(_SPEAKER.search, clip_ids.tolist())
+    return np.array([match[1] if match else b"" for match in matches], dtype=bytes)
+
+
+def read_list(audio_dir: Path, name: str) -> set[bytes]:
+    """The clip_ids in ``testing_list.txt`` or ``validation_list.txt``; empty where there is no such file."""
+    path = Path(audio_dir) / name
+    return set(path.read_bytes().split()) if path.exists() else set()
+
+
+def noise_files(audio_dir: Path) -> list[Path]:
+    """The corpus's background recordings, sorted."""
+    folder = Path(audio_dir) / NOISE_FOLDER
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS)
+
+
+def noise_digest(files: list[Path]) -> str:
+    """Digest of the content of the background recordings; empty where there are none."""
+    if not files:
+        return ""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""From a feature cache to trained folds; needs no audio library."""
