@@ -3,14 +3,20 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cache.cli import InputError
 
+LOCK = ".lock"  # of a cache folder: held by the build
+WORKERS_LOCK = ".workers.lock"  # shared by the workers that are writing a shard
 _CHUNK = 1 << 20
+_SEAL = re.compile(rb'{"checksum": "([0-9a-f]{64})",')
 
 
 @contextlib.contextmanager
@@ -51,6 +57,29 @@ def file_checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_sealed(path: Path, content: dict[str, Any], *, indent: int | None = None) -> None:
+    """Write `content` atomically as JSON that opens with the SHA-256 of the rest; the same content is left alone."""
+    body = json.dumps(content, ensure_ascii=False, indent=indent).encode()[1:] + b"\n"
+    data = b'{"checksum": "%b",%b' % (hashlib.sha256(body).hexdigest().encode(), body)
+    if not path.exists() or path.read_bytes() != data:
+        write_atomic(path, data)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read a file of :func:`write_sealed`.
+
+    Raises
+    ------
+    ValueError : any byte of it differs from what was written
+    OSError : it cannot be read
+    """
+    data = Path(path).read_bytes()
+    seal = _SEAL.match(data)
+    if not seal or hashlib.sha256(data[seal.end() :]).hexdigest() != seal[1].decode():
+        raise ValueError("its checksum does not match its content")
+    return json.loads(b"{" + data[seal.end() :])
+
+
 @contextlib.contextmanager
 def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; the kernel drops it when the process dies.
@@ -74,6 +103,16 @@ def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[Non
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise InputError(busy) from None
+        yield
+
+
+@contextlib.contextmanager
+def shared_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` together with others, all of whom keep :func:`exclusive_lock` out."""
+    import fcntl
+
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 

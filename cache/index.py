@@ -4,7 +4,6 @@
 structured NumPy array whose file name is its checksum, so that table and index always change together.
 """
 
-import json
 import mmap
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import file_checksum, write_atomic
+from cache.files import atomic_path, file_checksum, read_sealed, write_sealed
 from cache.shard import REBUILD, SCHEMA, map_shard, shard_path
 
 INDEX = "index.json"
@@ -51,17 +50,12 @@ def write_index(folder: Path, clips: np.ndarray, content: dict[str, Any]) -> Non
     table = _table_path(folder, checksum)
     os.replace(staging, table)
     content = {"schema": SCHEMA, **content, "clips": {"count": len(clips), "checksum": checksum}}
-    data = (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
-    index = Path(folder) / INDEX
-    if not index.exists() or index.read_bytes() != data:
-        write_atomic(index, data)
+    write_sealed(Path(folder) / INDEX, content, indent=1)
     for old in set(Path(folder).glob("clips-*.npy")) - {table}:
         old.unlink()
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    from cache.files import atomic_path
-
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
 
@@ -79,23 +73,28 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_sealed(path)
     except FileNotFoundError:
         raise InputError(
             f"{folder}: no finished cache (no {INDEX}); finish it with python -m pipeline.build_cache"
         ) from None
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); {REBUILD}") from None
-    schema = index.get("schema") if isinstance(index, dict) else None
-    if schema != SCHEMA:
-        raise InputError(f"{path}: schema {schema}, this version reads {SCHEMA}; {REBUILD}")
-    try:
-        assert len(index["classes"]) == len(set(index["classes"])) and all(type(c) is str for c in index["classes"])
-        assert all(type(shard[key]) is int for shard in index["shards"] for key in ("number", "rows", "bytes"))
-        assert type(index["clips"]["checksum"]) is str and type(index["split"]["digest"]) is str
-    except (KeyError, TypeError, AssertionError):
-        raise InputError(f"{path}: damaged; {REBUILD}") from None
+        raise InputError(f"{path}: damaged: {error}; {REBUILD}") from None
+    if index.get("schema") != SCHEMA:
+        raise InputError(f"{path}: schema {index.get('schema')}, this version reads {SCHEMA}; {REBUILD}")
+    if not _well_formed(index):
+        raise InputError(f"{path}: entries missing or of the wrong type; {REBUILD}")
     return index
+
+
+def _well_formed(index: dict[str, Any]) -> bool:
+    try:
+        numbers = [shard[key] for shard in index["shards"] for key in ("number", "rows", "bytes")]
+        texts = [*index["classes"], index["clips"]["checksum"], index["split"]["digest"]]
+        texts += [shard["checksum"] for shard in index["shards"]]
+        return all(type(n) is int and n >= 0 for n in numbers) and all(type(text) is str for text in texts)
+    except (KeyError, TypeError):
+        return False
 
 
 class Cache:

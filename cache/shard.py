@@ -5,9 +5,9 @@ A shard holds the dataset ``features`` (clips, views, n_mels, n_frames), the dat
 SHA-256 and the clips it was built from. A shard is finished when both have their final names.
 """
 
-import json
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import atomic_path, file_checksum, write_atomic
+from cache.files import atomic_path, file_checksum, read_sealed, write_sealed
 
 SCHEMA = 1
 REBUILD = "rebuild with python -m pipeline.build_cache"
@@ -56,7 +56,7 @@ def write_shard(
             os.lseek(handle, offset, os.SEEK_SET)
             written = 0
             for row in rows:
-                assert row.shape == config.row_shape and row.dtype == np.float16 and row.flags.c_contiguous
+                assert (row.shape, row.dtype, row.flags.c_contiguous) == (config.row_shape, np.float16, True)
                 written += _write_all(handle, memoryview(row).cast("B"))
             assert written == nbytes, f"{path}: {written} bytes of rows for {nbytes}"
         finally:
@@ -158,10 +158,26 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def sidecar_path(folder: Path, number: int) -> Path:
+    """Path of the sidecar of shard `number`."""
+    return shard_path(folder, number).with_suffix(".json")
+
+
 def write_sidecar(folder: Path, number: int, content: dict[str, Any]) -> None:
     """Write a shard's sidecar; from then on the shard counts as finished."""
-    data = json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False, separators=(",", ":"))
-    write_atomic(shard_path(folder, number).with_suffix(".json"), data.encode())
+    write_sealed(sidecar_path(folder, number), {"schema": SCHEMA, **content})
+
+
+def shard_numbers(folder: Path) -> set[int]:
+    """Numbers of the shards of which a cache folder holds the rows, the sidecar, or both."""
+    found = (re.fullmatch(r"shard-(\d{5,})\.(h5|json)", path.name) for path in Path(folder).iterdir())
+    return {int(match[1]) for match in found if match}
+
+
+def remove_shard(folder: Path, number: int) -> None:
+    """Remove a shard, its sidecar first, so that it never counts as finished without its rows."""
+    sidecar_path(folder, number).unlink(missing_ok=True)
+    shard_path(folder, number).unlink(missing_ok=True)
 
 
 def read_sidecars(folder: Path, config: FeatureConfig) -> dict[int, dict[str, Any]]:
@@ -173,13 +189,12 @@ def read_sidecars(folder: Path, config: FeatureConfig) -> dict[int, dict[str, An
         is left out, and so will be built again
     """
     found = {}
-    for path in sorted(Path(folder).glob("shard-*.json")):
+    for number in sorted(shard_numbers(folder)):
         try:
-            number = int(path.stem.removeprefix("shard-"))
-            sidecar = json.loads(path.read_text(encoding="utf-8"))
+            sidecar = read_sealed(sidecar_path(folder, number))
             if sidecar["schema"] != SCHEMA or sidecar["digest"] != config.digest:
                 continue
-            if sidecar["rows"] and path.with_suffix(".h5").stat().st_size != sidecar["bytes"]:
+            if sidecar["rows"] and shard_path(folder, number).stat().st_size != sidecar["bytes"]:
                 continue
             found[number] = sidecar
         except (OSError, ValueError, KeyError, TypeError):

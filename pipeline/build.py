@@ -1,12 +1,12 @@
 """Building a cache: scan, compare with what is there, build the difference, write the index last."""
 
-import csv
+import contextlib
 import dataclasses
-import io
+import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +14,27 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import exclusive_lock, remove_leftovers, write_atomic
-from cache.index import Cache, clip_dtype, write_index
-from cache.shard import shard_path
-from pipeline import scan, split
+from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, remove_leftovers
+from cache.index import read_index
+from cache.shard import sidecar_path
+from pipeline import scan
+from pipeline.finish import Summary, finish, plan_split
 from pipeline.options import BuildOptions
 from pipeline.sources import Sources, content_changed, read_sources
-from pipeline.shard_task import FLAGS
 
-LOCK = ".lock"
 _MARGIN = 64 << 20  # bytes that a build leaves free
 
-
-@dataclasses.dataclass
-class Summary:
-    """What a build found and did."""
-
-    folder: Path
-    clips: int
-    rejected: int
-    labels: int
-    speakers: int
-    views: int
-    test: int
-    built: int
-    shards: int
-    bytes: int
-    seconds: float
-    flags: dict[str, int]
-    ignored: dict[str, int]
+Progress = Callable[[int, int, int], None]
+"""Called with (clips done, rejected among them, clips to do), first with nothing done."""
 
 
-def build_cache(options: BuildOptions, progress: Callable[[int, int, int], None]) -> Summary:
+def build_cache(options: BuildOptions, progress: Progress) -> Summary:
     """Bring the cache of a configuration up to date with its corpus.
 
     Parameters
     ----------
     options : the command's flags
-    progress : called with (clips done, rejected among them, clips to do), first with nothing done
-
-    Returns
-    -------
-    Summary
+    progress : told how far the build is
 
     Raises
     ------
@@ -64,35 +43,57 @@ def build_cache(options: BuildOptions, progress: Callable[[int, int, int], None]
     started = time.monotonic()
     audio_dir = Path(options.audio_dir)
     listing, ignored = scan.scan_corpus(audio_dir)
-    _check_labels(listing["clip_id"])
     config = feature_config(options)
     folder = Path(options.cache_dir) / config.folder_name
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = f"{folder}: another build is at work here; wait for it, it builds the same cache"
-    with exclusive_lock(folder / LOCK, busy=busy):
-        remove_leftovers(folder)
+    with _writing(folder):
         sources = read_sources(folder, config)
         _check_same_corpus(folder, audio_dir, listing, sources)
         if options.check_content:
             for number in content_changed(sources, listing, audio_dir):
-                shard_path(folder, number).with_suffix(".json").unlink()
+                sidecar_path(folder, number).unlink()
             sources = read_sources(folder, config)
         known = sources.match(listing)
-        _plan_split(options, listing[known.reason_of(sources) == b""], folder)  # refuse before any work
-        todo = listing[known.index < 0]
-        tasks = _plan(folder, audio_dir, config, todo, sources, options)
+        new = (known.index < 0) | sources.unread(known)
+        plan_split(options, listing[new | (known.reason_of(sources) == b"")], folder)  # refuse before any work
+        todo = listing[new]
         _check_space(folder, config, len(todo))
-        built = rejected = 0
-        progress(0, 0, len(todo))
-        from pipeline.pool import run_tasks
-
-        for _, clips, refused in run_tasks(
-            tasks, jobs=options.jobs, backend=options.backend, scheduler=options.scheduler
-        ):
-            built, rejected = built + clips, rejected + refused
-            progress(built, rejected, len(todo))
-        summary = _finish(options, config, folder, listing)
+        built = _build_shards(_plan(folder, audio_dir, config, todo, sources, options), options, len(todo), progress)
+        summary = finish(options, config, folder, listing)
     return dataclasses.replace(summary, built=built, ignored=ignored, seconds=time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Hold a cache folder for writing; says what to do where it cannot be written."""
+    busy = f"{folder}: another build is at work here; wait for it, it builds the same cache"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder / LOCK, busy=busy):
+            with exclusive_lock(folder / WORKERS_LOCK, busy="", wait=True):
+                remove_leftovers(folder)  # workers of a killed build have ended: they noticed, or finished a shard
+            try:
+                yield
+            finally:
+                remove_leftovers(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{folder}: the disk is full; free some space and build again: it goes on here") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            where = error.filename or folder
+            raise InputError(f"{where}: cannot write ({error.strerror}); choose another --cache-dir") from None
+        raise
+
+
+def _build_shards(tasks: dict[int, tuple[Any, ...]], options: BuildOptions, total: int, progress: Progress) -> int:
+    """Run the tasks; returns the number of clips done."""
+    from pipeline.pool import run_tasks
+
+    built = rejected = 0
+    progress(0, 0, total)
+    for _, clips, refused in run_tasks(tasks, jobs=options.jobs, backend=options.backend, scheduler=options.scheduler):
+        built, rejected = built + clips, rejected + refused
+        progress(built, rejected, total)
+    return built
 
 
 def feature_config(options: BuildOptions) -> FeatureConfig:
@@ -114,12 +115,6 @@ def feature_config(options: BuildOptions) -> FeatureConfig:
     return config
 
 
-def _check_labels(clip_ids: np.ndarray) -> None:
-    labels = np.unique(scan.labels_of(clip_ids))
-    if len(labels) < 2:
-        raise InputError(f"one label only ({labels[0].decode()}); a classifier needs recordings of two or more labels")
-
-
 def _check_same_corpus(folder: Path, audio_dir: Path, listing: np.ndarray, sources: Sources) -> None:
     if len(sources.clips) and not np.isin(listing["clip_id"], sources.clips["clip_id"]).any():
         raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
@@ -130,10 +125,13 @@ def _plan(
 ) -> dict[int, tuple[Any, ...]]:
     """Cut the clips to build into shards, which take the lowest free numbers.
 
-    An interrupted plan is cut into the same shards again: finished ones hold whole pieces of it.
+    An interrupted plan is cut into the same shards again: finished ones hold whole pieces of it. Numbers that an
+    older index lists are not free: were one reused and this build interrupted, that index would list other rows.
     """
     size = options.clips_per_shard
     used, tasks, number = set(sources.shards), {}, 0
+    with contextlib.suppress(InputError):
+        used.update(shard["number"] for shard in read_index(folder)["shards"])
     parent = os.getpid() if options.backend == "loky" and options.jobs != 1 else None
     for first in range(0, len(todo), size):
         while number in used:
@@ -151,109 +149,3 @@ def _check_space(folder: Path, config: FeatureConfig, clips: int) -> None:
             f"{folder}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; "
             "free some, use another --cache-dir, fewer --num-views or fewer --n-mels"
         )
-
-
-def _plan_split(
-    options: BuildOptions, listing: np.ndarray, folder: Path
-) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Classes, targets, speakers, split and fold of a listing, and the index's "split" entry."""
-    audio_dir, clip_ids = Path(options.audio_dir), listing["clip_id"]
-    labels, targets = np.unique(scan.labels_of(clip_ids), return_inverse=True)
-    classes = [label.decode() for label in labels.tolist()]
-    speakers = scan.speakers_of(clip_ids)
-    official = options.split == "official"
-    settings = {
-        "split": options.split,
-        "folds": 1 if official else options.folds,
-        "group_by": options.group_by,
-        "seed": options.seed,
-    }
-    parts, folds = split.split_clips(
-        clip_ids,
-        targets,
-        speakers,
-        classes=classes,
-        test_ids=scan.read_list(audio_dir, "testing_list.txt"),
-        validation_ids=scan.read_list(audio_dir, "validation_list.txt") if official else None,
-        folds=options.folds,
-        group_by=options.group_by,
-        seed=options.seed,
-        known=_known_folds(folder, settings),
-    )
-    settings["digest"] = split.split_digest(clip_ids, parts, folds)
-    return classes, targets, speakers, parts, folds, settings
-
-
-def _known_folds(folder: Path, settings: dict[str, Any]) -> dict[bytes, int]:
-    """Speaker or clip_id → fold in an earlier index with the same settings, so that they keep it."""
-    try:
-        cache = Cache(folder, check_shards=False)
-    except InputError:
-        return {}
-    if {key: cache.index["split"].get(key) for key in settings} != settings:
-        return {}
-    rows = cache.clips[cache.clips["fold"] >= 0]
-    keys = np.where((rows["speaker"] == b"") | (settings["group_by"] == "none"), rows["clip_id"], rows["speaker"])
-    return dict(zip(keys.tolist(), rows["fold"].tolist(), strict=True))
-
-
-def _finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: np.ndarray) -> Summary:
-    """Write the clip table, the list of rejected clips and the index; remove shards without a living row."""
-    sources = read_sources(folder, config)
-    match = sources.match(listing)
-    reason = match.reason_of(sources)
-    good = (match.index >= 0) & (reason == b"")
-    found = sources.clips[match.index[good]]
-    classes, targets, speakers, parts, folds, settings = _plan_split(options, listing[good], folder)
-    clips = np.empty(len(found), clip_dtype(listing.dtype["clip_id"].itemsize, speakers.dtype.itemsize))
-    columns = (listing["clip_id"][good], speakers, targets, parts, folds, found["shard"], found["row"])
-    for name, column in zip(clips.dtype.names, columns, strict=True):
-        clips[name] = column
-    alive = np.unique(clips["shard"]).tolist()
-    keys = ("rows", "bytes", "checksum")
-    shards = [{"number": n, **{key: sources.shards[n][key] for key in keys}} for n in alive]
-    versions = {tuple(sorted(sources.shards[n]["versions"].items())) for n in alive}
-    flags = {name: int(((found["flags"] >> bit) & 1).sum()) for bit, name in enumerate(FLAGS)}
-    bad = ~good & (match.index >= 0)
-    _write_rejected(folder / "rejected.csv", listing["clip_id"][bad], reason[bad])
-    content = {
-        "config": dataclasses.asdict(config),
-        "digest": config.digest,
-        "audio_dir": str(Path(options.audio_dir).resolve()),
-        "classes": classes,
-        "split": settings,
-        "counts": {"rejected": int(bad.sum()), **flags},
-        "versions": [dict(pairs) for pairs in sorted(versions)],
-        "shards": shards,
-    }
-    write_index(folder, clips, content)
-    keep = set(alive) | set(np.unique(sources.clips["shard"][match.index[bad]]).tolist())
-    for number in set(sources.shards) - keep:
-        shard_path(folder, number).with_suffix(".json").unlink(missing_ok=True)
-        shard_path(folder, number).unlink(missing_ok=True)
-    return Summary(
-        folder=folder,
-        clips=len(clips),
-        rejected=int(bad.sum()),
-        labels=len(classes),
-        speakers=len(np.unique(speakers[speakers != b""])),
-        views=config.num_views,
-        test=int((parts == split.TEST).sum()),
-        built=0,
-        shards=len(shards),
-        bytes=sum(shard["bytes"] for shard in shards),
-        seconds=0.0,
-        flags=flags,
-        ignored={},
-    )
-
-
-def _write_rejected(path: Path, clip_ids: np.ndarray, reasons: np.ndarray) -> None:
-    if not len(clip_ids):
-        path.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "reason"])
-    writer.writerows((name.decode(), why.decode()) for name, why in zip(clip_ids, reasons, strict=True))
-    write_atomic(path, text.getvalue().encode())

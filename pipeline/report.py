@@ -3,7 +3,8 @@
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.build import Summary, build_cache
+from pipeline.build import build_cache
+from pipeline.finish import REJECTED, Summary
 from pipeline.options import BuildOptions
 
 
@@ -50,7 +51,7 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
         names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(summary.ignored.items()))
         lines.append(f"  ignored files that are no .wav, .flac or .ogg: {names}")
     if summary.rejected:
-        lines.append(f"  rejected files and why: {summary.folder / 'rejected.csv'}")
+        lines.append(f"  rejected files and why: {summary.folder / REJECTED}")
     size = f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
     size += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
     lines.append(f"next: torchrun --nproc_per_node 1 -m train.run --fold 0{size}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
+from cache.files import WORKERS_LOCK, shared_lock
 from cache.shard import write_shard, write_sidecar
 
 FLAGS = ("padded", "cropped", "resampled", "silent")  # of a clip, as bits in a sidecar
@@ -37,6 +38,14 @@ def build_shard(
     import torch
 
     torch.set_num_threads(1)
+    with shared_lock(Path(folder) / WORKERS_LOCK):
+        rejected = _build(Path(folder), number, audio_dir, config, listing, parent)
+    return number, len(listing), rejected
+
+
+def _build(
+    folder: Path, number: int, audio_dir: str, config: FeatureConfig, listing: np.ndarray, parent: int | None
+) -> int:
     names = [name.decode() for name in listing["clip_id"].tolist()]
     clips, hashes, flags, reasons = [], [], [], []
     for name in names:
@@ -50,7 +59,7 @@ def build_shard(
     entry: dict[str, Any] = {"rows": 0, "bytes": 0, "checksum": ""}
     if clips:
         rows = _render(clips, config, audio_dir, parent)
-        entry = write_shard(Path(folder), number, config, [name for name, _ in clips], rows)
+        entry = write_shard(folder, number, config, [name for name, _ in clips], rows)
     sources = {
         "clip_id": names,
         "size": listing["size"].tolist(),
@@ -60,8 +69,8 @@ def build_shard(
         "reason": reasons,
     }
     content = {"digest": config.digest, **entry, "versions": library_versions(), "clips": sources}
-    write_sidecar(Path(folder), number, content)
-    return number, len(names), len(names) - len(clips)
+    write_sidecar(folder, number, content)
+    return len(names) - len(clips)
 
 
 def _stop_if_orphan(parent: int | None) -> None:

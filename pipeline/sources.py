@@ -33,7 +33,7 @@ class Sources:
     shards: dict[int, dict[str, Any]]
     """Shard number → its sidecar without the clips."""
     clips: np.ndarray
-    """clip_id, size, mtime_ns, sha256, flags, reason, shard, row; sorted by clip_id."""
+    """clip_id, size, mtime_ns, sha256, flags, reason, shard, row; sorted by clip_id, the refused before the good."""
 
     def match(self, listing: np.ndarray) -> Match:
         """Find each listed clip by clip_id, size and modification time."""
@@ -47,6 +47,12 @@ class Sources:
                 here &= self.clips["mtime_ns"][at] == listing["mtime_ns"]
                 index[here] = at[here]
         return Match(index)
+
+    def unread(self, match: Match) -> np.ndarray:
+        """Which listed clips the system refused to read, as for want of permission: worth another try."""
+        if not len(self.clips):
+            return np.zeros(len(match.index), bool)
+        return (match.index >= 0) & (self.clips["sha256"][match.index] == b"")
 
 
 def read_sources(folder: Path, config: FeatureConfig) -> Sources:
@@ -71,10 +77,11 @@ def read_sources(folder: Path, config: FeatureConfig) -> Sources:
             columns.setdefault(name, []).append(column)
     merged = {name: np.concatenate(parts) for name, parts in columns.items()}
     if not merged:
-        return Sources({}, np.empty(0, [("clip_id", "S1"), ("shard", "<i4")]))
+        return Sources({}, np.empty(0, [("clip_id", "S1"), ("shard", "<i4"), ("row", "<i4"), ("flags", "u1")]))
     table = np.empty(len(merged["shard"]), [(name, column.dtype) for name, column in merged.items()])
     for name, column in merged.items():
         table[name] = column
+    table = table[np.argsort(table["reason"] == b"", kind="stable")]
     return Sources(sidecars, table[np.argsort(table["clip_id"], kind="stable")])
 
 

@@ -1,0 +1,74 @@
+"""List the caches that exist: configuration, clips, labels, folds, sizes, completeness.
+
+python -m cache.info
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache.cli import InputError, flag, parse_flags, run_main
+
+if TYPE_CHECKING:
+    from cache.index import Cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Flags of ``python -m cache.info``."""
+
+    cache_dir: str = flag("data/cache", "where cache folders are")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print one block of lines per cache."""
+    flags = parse_flags(InfoOptions, argv, prog="python -m cache.info", description=__doc__.split("\n")[0])
+
+    def body() -> int:
+        from cache.check import cache_folders
+
+        for folder in cache_folders(InfoOptions(**flags).cache_dir):
+            print("\n".join(describe(folder)))
+        return 0
+
+    return run_main(body)
+
+
+def describe(folder: Path) -> list[str]:
+    """Lines about one cache, finished or not."""
+    from cache.index import INDEX, Cache
+
+    files = [path.stat().st_size for path in folder.glob("shard-*.h5")]
+    size = f"  size       {len(files):,} shards, {sum(files) / 1e9:.2f} GB"
+    if not (folder / INDEX).exists():
+        return [f"{folder}: incomplete; finish it with python -m pipeline.build_cache", size]
+    try:
+        cache = Cache(folder)
+    except InputError as error:
+        return [f"{folder}: damaged", f"  {error}", size]
+    return [f"{folder}: complete", *_describe_content(cache), size]
+
+
+def _describe_content(cache: "Cache") -> list[str]:
+    import numpy as np
+
+    from cache.index import TEST
+
+    config, clips, split = cache.config, cache.clips, cache.index["split"]
+    speakers = len(np.unique(clips["speaker"][clips["speaker"] != b""]))
+    folds = np.bincount(clips["fold"][clips["fold"] >= 0])
+    counts = ", ".join(f"{count:,} {name}" for name, count in cache.index["counts"].items())
+    grouping = f", grouped by {split['group_by']}" if split["split"] == "kfold" else ""
+    return [
+        f"  features   {config.n_mels} mels x {config.n_frames} frames, n_fft {config.n_fft}, "
+        f"{config.sample_rate} Hz, {config.num_views} views ({config.augment})",
+        f"  clips      {len(clips):,} of {speakers:,} speakers; {counts}",
+        f"  labels     {len(cache.classes)}: {' '.join(cache.classes)}",
+        f"  split      {split['split']}{grouping}; folds of {', '.join(f'{n:,}' for n in folds)} clips; "
+        f"{int((clips['split'] == TEST).sum()):,} test",
+        f"  corpus     {cache.index['audio_dir']}",
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,50 @@
+"""Compare every file of every cache with its checksum.
+
+python -m cache.verify
+"""
+
+import contextlib
+import dataclasses
+import sys
+
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, flag, parse_flags, run_main
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Flags of ``python -m cache.verify``."""
+
+    cache_dir: str = flag("data/cache", "where cache folders are")
+    repair: bool = flag(False, "remove damaged shards; the next build makes them again, and only them")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Name each damaged file on stderr; exit status 1 if there is any."""
+    flags = parse_flags(VerifyOptions, argv, prog="python -m cache.verify", description=__doc__.split("\n")[0])
+
+    def body() -> int:
+        options = VerifyOptions(**flags)
+        from cache.check import cache_folders, check_cache, remove_damaged
+        from cache.files import LOCK, exclusive_lock
+
+        damaged = 0
+        for folder in cache_folders(options.cache_dir):
+            busy = f"{folder}: a build is at work here; wait for it"
+            with exclusive_lock(folder / LOCK, busy=busy) if options.repair else contextlib.nullcontext():
+                damages = check_cache(folder)
+                for damage in damages:
+                    print(f"{damage.path}: {damage.why}", file=sys.stderr)
+                if options.repair:
+                    remove_damaged(folder, damages)
+            print(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}")
+            damaged += len(damages)
+        if damaged:
+            done = "removed; build them again with" if options.repair else "repair with --repair, then"
+            print(f"{done} python -m pipeline.build_cache and the flags of the cache", file=sys.stderr)
+        return EXIT_INCOMPLETE if damaged else EXIT_OK
+
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

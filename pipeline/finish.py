@@ -1,0 +1,148 @@
+"""The end of a build: folds, the clip table, the list of rejected files, and the index, which makes it complete."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.cli import InputError
+from cache.config import FeatureConfig
+from cache.files import write_atomic
+from cache.index import Cache, clip_dtype, write_index
+from cache.shard import remove_shard, shard_numbers
+from pipeline import scan, split
+from pipeline.options import BuildOptions
+from pipeline.shard_task import FLAGS
+from pipeline.sources import read_sources
+
+REJECTED = "rejected.csv"
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a build found and did."""
+
+    folder: Path
+    clips: int
+    rejected: int
+    labels: int
+    speakers: int
+    views: int
+    test: int
+    built: int
+    shards: int
+    bytes: int
+    seconds: float
+    flags: dict[str, int]
+    ignored: dict[str, int]
+
+
+def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: np.ndarray) -> Summary:
+    """Write the clip table, the list of rejected clips and the index; remove shards without a living row."""
+    sources = read_sources(folder, config)
+    match = sources.match(listing)
+    reason = match.reason_of(sources)
+    good = (match.index >= 0) & (reason == b"")
+    bad = ~good & (match.index >= 0)
+    _write_rejected(folder / REJECTED, listing["clip_id"][bad], reason[bad])
+    found = sources.clips[match.index[good]]
+    classes, targets, speakers, parts, folds, settings = plan_split(options, listing[good], folder)
+    clips = np.empty(len(found), clip_dtype(listing.dtype["clip_id"].itemsize, speakers.dtype.itemsize))
+    columns = (listing["clip_id"][good], speakers, targets, parts, folds, found["shard"], found["row"])
+    for name, column in zip(clips.dtype.names, columns, strict=True):
+        clips[name] = column
+    alive = np.unique(clips["shard"]).tolist()
+    keys = ("rows", "bytes", "checksum")
+    shards = [{"number": n, **{key: sources.shards[n][key] for key in keys}} for n in alive]
+    versions = {tuple(sorted(sources.shards[n]["versions"].items())) for n in alive}
+    flags = {name: int(((found["flags"] >> bit) & 1).sum()) for bit, name in enumerate(FLAGS)}
+    content = {
+        "config": dataclasses.asdict(config),
+        "digest": config.digest,
+        "audio_dir": str(Path(options.audio_dir).resolve()),
+        "classes": classes,
+        "split": settings,
+        "counts": {"rejected": int(bad.sum()), **flags},
+        "versions": [dict(pairs) for pairs in sorted(versions)],
+        "shards": shards,
+    }
+    write_index(folder, clips, content)
+    keep = set(alive) | set(np.unique(sources.clips["shard"][match.index[bad]]).tolist())
+    for number in shard_numbers(folder) - keep:
+        remove_shard(folder, number)
+    return Summary(
+        folder=folder,
+        clips=len(clips),
+        rejected=int(bad.sum()),
+        labels=len(classes),
+        speakers=len(np.unique(speakers[speakers != b""])),
+        views=config.num_views,
+        test=int((parts == split.TEST).sum()),
+        built=0,
+        shards=len(shards),
+        bytes=sum(shard["bytes"] for shard in shards),
+        seconds=0.0,
+        flags=flags,
+        ignored={},
+    )
+
+
+def plan_split(
+    options: BuildOptions, listing: np.ndarray, folder: Path
+) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Classes, targets, speakers, split and fold of a listing, and the index's "split" entry."""
+    audio_dir, clip_ids = Path(options.audio_dir), listing["clip_id"]
+    labels, targets = np.unique(scan.labels_of(clip_ids), return_inverse=True)
+    classes = [label.decode() for label in labels.tolist()]
+    if len(classes) < 2:
+        found = f"one label only ({classes[0]})" if classes else "no usable recording"
+        raise InputError(f"{audio_dir}: {found}; a classifier needs recordings of two or more labels")
+    speakers = scan.speakers_of(clip_ids)
+    official = options.split == "official"
+    settings = {
+        "split": options.split,
+        "folds": 1 if official else options.folds,
+        "group_by": options.group_by,
+        "seed": options.seed,
+    }
+    parts, folds = split.split_clips(
+        clip_ids,
+        targets,
+        speakers,
+        classes=classes,
+        test_ids=scan.read_list(audio_dir, "testing_list.txt"),
+        validation_ids=scan.read_list(audio_dir, "validation_list.txt") if official else None,
+        folds=options.folds,
+        group_by=options.group_by,
+        seed=options.seed,
+        known=_known_folds(folder, settings),
+    )
+    settings["digest"] = split.split_digest(clip_ids, parts, folds)
+    return classes, targets, speakers, parts, folds, settings
+
+
+def _known_folds(folder: Path, settings: dict[str, Any]) -> dict[bytes, int]:
+    """Speaker or clip_id → fold in an earlier index with the same settings, so that they keep it."""
+    try:
+        cache = Cache(folder, check_shards=False)
+    except InputError:
+        return {}
+    if {key: cache.index["split"].get(key) for key in settings} != settings:
+        return {}
+    rows = cache.clips[cache.clips["fold"] >= 0]
+    keys = np.where((rows["speaker"] == b"") | (settings["group_by"] == "none"), rows["clip_id"], rows["speaker"])
+    return dict(zip(keys.tolist(), rows["fold"].tolist(), strict=True))
+
+
+def _write_rejected(path: Path, clip_ids: np.ndarray, reasons: np.ndarray) -> None:
+    if not len(clip_ids):
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "reason"])
+    writer.writerows((name.decode(), why.decode()) for name, why in zip(clip_ids, reasons, strict=True))
+    write_atomic(path, text.getvalue().encode())
