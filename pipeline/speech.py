@@ -2,12 +2,13 @@
 
 eSpeak NG keeps hidden state between words (the phase of its flutter, for one) that no call of its interface resets.
 A voice therefore loads the library afresh and speaks its clips in a fixed order: the same seed gives the same bytes,
-however many processes share the work.
+however many processes share the work (on one set of library versions).
 """
 
 import contextlib
 import ctypes
 import hashlib
+import wave
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,10 @@ import numpy as np
 from cache.cli import InputError, require
 
 SAMPLE_RATE = 16000  # Hz; clips are one second long
-WORDS = tuple(
-    "bed bird cat dog down eight five four go happy house left marvin nine no off on one right seven sheila six stop"
-    " three tree two up wow yes zero".split()
-)
+WORDS = (
+    "bed bird cat dog down eight five four go happy house left marvin nine no off on one right seven sheila six stop "
+    "three tree two up wow yes zero"
+).split()
 ACCENTS = "en en-us en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-029 en-us-nyc".split()
 
 # Constants of eSpeak NG's speak_lib.h
@@ -72,7 +73,7 @@ def open_voice(voice: Voice) -> Iterator[Speak]:
     import soxr
 
     loader = require("espeakng_loader", "demo")
-    library = ctypes.CDLL(loader.get_library_path())
+    libc, library = ctypes.CDLL(None), ctypes.CDLL(loader.get_library_path())
     home = str(Path(loader.get_data_path()).parent)
     source_rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, home.encode(), _DONT_EXIT)
     if source_rate <= 0:
@@ -90,6 +91,7 @@ def open_voice(voice: Voice) -> Iterator[Speak]:
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range)):
             library.espeak_SetParameter(parameter, round(value), 0)
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+        libc.srand(seed)  # some of the Klatt variants draw from here instead
         text = word.encode()
         chunks.clear()
         library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None)
@@ -103,7 +105,7 @@ def open_voice(voice: Voice) -> Iterator[Speak]:
         yield speak
     finally:
         library.espeak_Terminate()
-        ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
+        libc.dlclose(ctypes.c_void_p(library._handle))
 
 
 def speak_clips(voice: Voice, folder: Path, *, words: list[str], clips_per_word: int, seed: int) -> int:
@@ -115,10 +117,8 @@ def speak_clips(voice: Voice, folder: Path, *, words: list[str], clips_per_word:
     -------
     int : the number of clips written
     """
-    import soundfile
-
     identity = int(voice.speaker, 16)
-    habits = np.random.default_rng([seed, identity]).uniform((150, 30, 30), (200, 70, 80))  # rate, pitch, range
+    habits = np.random.default_rng([seed, identity]).uniform((120, 30, 30), (190, 70, 80))  # rate, pitch, range
     written = 0
     with open_voice(voice) as speak:
         for word in words:
@@ -127,7 +127,7 @@ def speak_clips(voice: Voice, folder: Path, *, words: list[str], clips_per_word:
                 clip = render_clip(speak, word, habits, rng)
                 if clip is not None:
                     path = folder / word / f"{voice.speaker}_nohash_{n}.wav"
-                    soundfile.write(path, clip, SAMPLE_RATE, subtype="PCM_16")
+                    write_wav(path, clip)
                     written += 1
     return written
 
@@ -160,7 +160,7 @@ def render_clip(speak: Speak, word: str, habits: np.ndarray, rng: np.random.Gene
     noise_level = np.sqrt(np.mean(word_samples**2)) * 10 ** (-rng.uniform(15, 45) / 20)
     clip = noise_level * rng.standard_normal(SAMPLE_RATE, dtype=np.float32)
     clip[start : start + len(word_samples)] += word_samples
-    return np.round(clip.clip(-1, 1) * 32767).astype(np.int16)
+    return _to_int16(clip)
 
 
 def trim_silence(samples: np.ndarray) -> np.ndarray:
@@ -179,7 +179,7 @@ def background_noises(rng: np.random.Generator, *, seconds: int = 20) -> dict[st
 
     Returns
     -------
-    dict : file stem → np.ndarray [shape=(16000 * seconds,), dtype=float32], peak 0.5
+    dict : file stem → np.ndarray [shape=(16000 * seconds,), dtype=int16], peak at half of full scale
     """
     n = SAMPLE_RATE * seconds
     frequency = np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 20)  # Hz
@@ -193,4 +193,18 @@ def background_noises(rng: np.random.Generator, *, seconds: int = 20) -> dict[st
     time = np.arange(n) / SAMPLE_RATE  # seconds
     hum = sum(np.sin(2 * np.pi * 50 * k * time + rng.uniform(0, 2 * np.pi)) / k for k in range(1, 9))
     noises["mains_hum"] = hum + 0.1 * rng.standard_normal(n)
-    return {name: np.float32(0.5 * noise / np.abs(noise).max()) for name, noise in noises.items()}
+    return {name: _to_int16(0.5 * noise / np.abs(noise).max()) for name, noise in noises.items()}
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Write mono `samples` [shape=(n,), dtype=int16] at 16 kHz; a full disk is an ``OSError`` that names the file."""
+    try:
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", ""))
+            file.writeframes(samples.astype("<i2").tobytes())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _to_int16(samples: np.ndarray) -> np.ndarray:
+    return np.round(samples.clip(-1, 1) * 32767).astype(np.int16)
