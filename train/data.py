@@ -1,0 +1,216 @@
+"""From the cache to batches on the device: which clips a step sees, and a thread that fetches them ahead."""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from cache.cli import InputError
+from cache.index import TRAIN, Cache
+from train.world import World
+
+_AHEAD = 3  # batches that lie ready
+_RESIDENT_SHARE = 0.5  # of the free device memory that a fold may take to live there
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """The clips of a fold, as indices into the cache's clip table."""
+
+    training: np.ndarray
+    validation: np.ndarray
+    """Empty for the fold "none"."""
+
+
+def select_fold(cache: Cache, fold: str) -> Fold:
+    """Training and validation clips; the split "test" belongs to neither.
+
+    Raises
+    ------
+    InputError : the cache has no such fold
+    """
+    free = cache.clips["split"] == TRAIN
+    if fold == "none":
+        return Fold(np.flatnonzero(free), np.empty(0, np.int64))
+    folds = cache.index["split"]["folds"]
+    if int(fold) >= folds:
+        raise InputError(f"--fold {fold}: {cache.folder} has folds 0 to {folds - 1}")
+    held_out = cache.clips["fold"] == int(fold)
+    return Fold(np.flatnonzero(free & ~held_out), np.flatnonzero(free & held_out))
+
+
+def clips_of_step(training: np.ndarray, num_views: int, batch_size: int, seed: int, step: int):
+    """Clips and views of a global batch: a pure function of (seed, step).
+
+    An epoch is a fresh permutation cut into whole batches, so that a clip is seen at most once in it; what does not
+    fill a batch is shuffled into the next epoch.
+
+    Returns
+    -------
+    clips, views : np.ndarray [shape=(batch_size,)]
+    """
+    epoch, position = divmod(step, len(training) // batch_size)
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(training))[position * batch_size : (position + 1) * batch_size]
+    views = np.random.default_rng([seed, epoch, position]).integers(0, num_views, batch_size)
+    return training[order], views
+
+
+class Batches:
+    """Batches of a rank, in order, gathered ahead by one thread.
+
+    On CUDA a batch travels through pinned memory on a stream of its own; a fold whose rows take at most half of the
+    free device memory lives there, and only indices travel.
+
+    Parameters
+    ----------
+    world, cache : as built in main
+    training : clip indices
+    batch_size : global
+    seed : of order and views
+    """
+
+    def __init__(self, world: World, cache: Cache, training: np.ndarray, batch_size: int, seed: int) -> None:
+        if len(training) < batch_size:
+            raise InputError(f"--batch-size {batch_size} is larger than the {len(training)} training clips; reduce it")
+        self._cache, self._training, self._seed = cache, training, seed
+        self._batch_size, self._local = batch_size, world.split(batch_size)
+        self._first, self._device = world.rank * self._local, world.device
+        self._targets = cache.clips["target"].astype(np.int64)
+        self._resident = self._load_resident() if world.device.type == "cuda" else None
+
+    @property
+    def resident(self) -> bool:
+        """Whether the fold lives on the device."""
+        return self._resident is not None
+
+    def _load_resident(self) -> torch.Tensor | None:
+        shape = (len(self._training), *self._cache.config.row_shape)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        if 2 * int(np.prod(shape)) > free * _RESIDENT_SHARE:
+            return None
+        rows = torch.empty(shape, dtype=torch.float16, device=self._device)
+        table = self._cache.clips[self._training]
+        for shard in np.unique(table["shard"]).tolist():
+            here = np.flatnonzero(table["shard"] == shard)
+            block = self._cache.features(shard)[table["row"][here]]
+            rows[torch.from_numpy(here).to(self._device)] = torch.from_numpy(block).to(self._device)
+        return rows
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (features (batch, 1, n_mels, n_frames) float16, targets (batch,) int64) of steps first … last − 1.
+
+        A batch's memory is used again `_AHEAD` steps later.
+        """
+        ready: queue.Queue = queue.Queue(maxsize=_AHEAD - 1)
+        stop = threading.Event()
+
+        def fetch() -> None:
+            try:
+                fetcher = self._fetch_cuda() if self._device.type == "cuda" else self._fetch_cpu()
+                for step in range(first, last):
+                    if stop.is_set():
+                        return
+                    _put(ready, fetcher(step), stop)
+            except BaseException as error:
+                _put(ready, error, stop)
+
+        thread = threading.Thread(target=fetch, name="batches", daemon=True)
+        thread.start()
+        try:
+            for _ in range(first, last):
+                batch = ready.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                features, targets, copied = batch
+                if copied is not None:
+                    torch.cuda.current_stream().wait_event(copied)
+                    features.record_stream(torch.cuda.current_stream())
+                    targets.record_stream(torch.cuda.current_stream())
+                yield features[:, None], targets
+        finally:
+            stop.set()
+            thread.join()
+
+    def _select(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        clips, views = clips_of_step(self._training, self._cache.config.num_views, self._batch_size, self._seed, step)
+        mine = slice(self._first, self._first + self._local)
+        return clips[mine], views[mine]
+
+    def _buffers(self, pinned: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        shape = (self._local, self._cache.config.n_mels, self._cache.config.n_frames)
+        return [
+            (
+                torch.empty(shape, dtype=torch.float16, pin_memory=pinned),
+                torch.empty(self._local, dtype=torch.int64, pin_memory=pinned),
+            )
+            for _ in range(_AHEAD + 1)
+        ]
+
+    def _fetch_cpu(self):
+        buffers = self._buffers(pinned=False)
+
+        def fetch(step: int):
+            features, targets = buffers[step % len(buffers)]
+            clips, views = self._select(step)
+            self._cache.gather(clips, views, features.numpy())
+            targets.numpy()[:] = self._targets[clips]
+            return features, targets, None
+
+        return fetch
+
+    def _fetch_cuda(self):
+        torch.cuda.set_device(self._device)
+        stream = torch.cuda.Stream(self._device)
+        buffers = self._buffers(pinned=True)
+        copied: list[torch.cuda.Event | None] = [None] * len(buffers)
+        place = np.empty(len(self._cache.clips), np.int64)  # clip index → row of the resident fold
+        place[self._training] = np.arange(len(self._training))
+
+        def fetch(step: int):
+            slot = step % len(buffers)
+            host, targets = buffers[slot]
+            if copied[slot] is not None:
+                copied[slot].synchronize()  # in this thread only: the buffer's last copy has left it
+            clips, views = self._select(step)
+            targets.numpy()[:] = self._targets[clips]
+            with torch.cuda.stream(stream):
+                if self._resident is None:
+                    self._cache.gather(clips, views, host.numpy())
+                    features = host.to(self._device, non_blocking=True)
+                else:
+                    index = np.stack([place[clips], views])
+                    rows, view = torch.from_numpy(index).pin_memory().to(self._device, non_blocking=True)
+                    features = self._resident[rows, view]
+                moved = targets.to(self._device, non_blocking=True)
+                copied[slot] = stream.record_event()
+            return features, moved, copied[slot]
+
+        return fetch
+
+
+def _put(ready: queue.Queue, item: object, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+            return
+        except queue.Full:
+            continue
+
+
+def held_out_batches(world: World, cache: Cache, clips: np.ndarray, batch_size: int):
+    """This rank's share of the clips, view 0, in order: every world_size-th clip, each exactly once over all ranks.
+
+    Yields
+    ------
+    (clip indices (b,), features (b, 1, n_mels, n_frames) float16 on the device), b <= batch_size
+    """
+    mine = clips[world.rank :: world.world_size]
+    for first in range(0, len(mine), batch_size):
+        part = mine[first : first + batch_size]
+        out = np.empty((len(part), cache.config.n_mels, cache.config.n_frames), np.float16)
+        cache.gather(part, np.zeros(len(part), np.int64), out)
+        yield part, torch.from_numpy(out).to(world.device)[:, None]

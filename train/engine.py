@@ -1,0 +1,258 @@
+"""The training loop of one fold: step, validate, checkpoint, resume.
+
+Everything that a step draws (order, views, augmentation, dropout) is a pure function of (seed, step, rank), so a run
+continues from any step as if it had never stopped.
+"""
+
+import contextlib
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch.nn.parallel import DistributedDataParallel
+
+from cache.cli import InputError
+from cache.index import Cache
+from train.augment import batch_augment
+from train.data import Batches, Fold, held_out_batches
+from train.losses import LOSSES, keep_hardest, soft_targets
+from train.models import create_model, fits_input, flatten_buffers
+from train.options import TrainOptions
+from train.world import World
+
+MAX_NONFINITE = 20  # steps in a row without a finite loss, after which a run stops
+
+
+def lr_at(step: int, *, total: int, warmup: int, peak: float) -> float:
+    """Learning rate of a step: linear warm-up to `peak`, then a cosine to zero (Loshchilov & Hutter 2017)."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type: bf16 from compute capability 8.0, fp16 below, none on the CPU unless asked for.
+
+    ``torch.cuda.is_bf16_supported()`` is no guide: it is also true where bf16 is emulated.
+    """
+    if amp == "auto":
+        if device.type != "cuda":
+            return None
+        amp = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if amp == "fp16" and device.type != "cuda":
+        raise InputError("--amp fp16 needs a CUDA device; use --amp bf16 or off")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+class Trainer:
+    """Model, optimiser and moving average of one fold on one rank, and the step that advances them.
+
+    Parameters
+    ----------
+    options : the command's flags
+    world : this rank
+    cache : the opened cache
+    fold : its clips
+    """
+
+    def __init__(self, options: TrainOptions, world: World, cache: Cache, fold: Fold) -> None:
+        self.options, self.world, self.cache, self.fold = options, world, cache, fold
+        self.batches = Batches(world, cache, fold.training, options.batch_size, options.seed)
+        self.steps_per_epoch = len(fold.training) // options.batch_size
+        self.total_steps = options.epochs * self.steps_per_epoch
+        self.step = 0
+        if options.loss not in LOSSES:
+            raise InputError(f"unknown loss {options.loss!r}; known: {', '.join(LOSSES)}")
+        self._loss = LOSSES[options.loss]
+        device = world.device
+        self._dtype = amp_dtype(options.amp, device)
+        torch.manual_seed(options.seed)
+        size = (cache.config.n_mels, cache.config.n_frames)
+        model = create_model(
+            options.model, len(cache.classes), size, weights=options.weights, pretrained=options.pretrained
+        )
+        fits_input(model, options.model, size)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        self.memory_format = choose_memory_format(options, model, world, size, self._dtype)
+        self.model = model.to(device, memory_format=self.memory_format)
+        self.ema = ModelEmaV3(self.model, decay=options.ema, use_warmup=True) if options.ema else None
+        self._buffers = flatten_buffers(self.model, device)
+        self._buffers_before = self._buffers.clone()
+        groups = param_groups_weight_decay(self.model, options.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, fused=True)
+        scale = 2.0**16 if self._dtype == torch.float16 else 1.0
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=scale)
+        self._forward: torch.nn.Module = self.model
+        if world.world_size > 1:
+            on_device = [device.index] if device.type == "cuda" else None
+            self._forward = DistributedDataParallel(self.model, device_ids=on_device, gradient_as_bucket_view=True)
+        if options.compile:
+            self._forward = torch.compile(self._forward)
+        self._generator = torch.Generator(device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # losses, correct, clips of the epoch
+        self.nonfinite = torch.zeros(2, dtype=torch.int64, device=device)  # skipped steps in all, in a row
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to."""
+        return self.step // self.steps_per_epoch
+
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        warmup = min(round(self.options.warmup_epochs * self.steps_per_epoch), self.total_steps // 2)
+        return lr_at(self.step, total=self.total_steps, warmup=warmup, peak=self.options.lr)
+
+    def train_step(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+        """One optimiser step; nothing in it waits for the device.
+
+        Where a gradient is not finite on any rank, weights and BatchNorm statistics stay as they were.
+
+        Parameters
+        ----------
+        features : torch.Tensor [shape=(batch, 1, n_mels, n_frames), dtype=float16]
+        targets : torch.Tensor [shape=(batch,), dtype=int64]
+        """
+        self._seed_step()
+        x, y = features.float(), soft_targets(targets, len(self.cache.classes), self.options.label_smoothing)
+        x, y = batch_augment(x, y, self._generator, self.options)
+        x = x.contiguous(memory_format=self.memory_format)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self._buffers_before.copy_(self._buffers)
+        with self._autocast():
+            logits = self._forward(x)  # (batch, classes)
+        losses = self._loss(logits.float(), y)
+        loss = keep_hardest(losses, self.options.ohem)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update(None if self._dtype == torch.float16 else 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(losses.detach(), loss.detach(), logits.detach(), targets)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.step + 1)
+        self.step += 1
+
+    def _count(self, losses: torch.Tensor, loss: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        finite = loss.isfinite()
+        torch.where(finite, self._buffers, self._buffers_before, out=self._buffers)
+        correct = (logits.argmax(dim=1) == targets).sum()
+        seen = torch.stack([losses.double().sum(), correct.double(), finite.double() * len(losses)])
+        self.sums += torch.where(finite, seen, 0.0)
+        skipped = 1 - finite.long()
+        self.nonfinite[0] += skipped
+        self.nonfinite[1] = (self.nonfinite[1] + 1) * skipped
+
+    def _seed_step(self) -> None:
+        rank = self.world.rank
+        seed = int(np.random.SeedSequence([self.options.seed, self.step, rank]).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)
+        self._generator.manual_seed(seed)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.world.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None)
+
+    def validate(self) -> dict[str, np.ndarray] | None:
+        """Judge every held-out clip once, by the moving average of the weights, over all ranks.
+
+        Returns
+        -------
+        dict on rank 0, else None : ``clip`` (n,) indices into the clip table, ``logits`` (n, classes) float32,
+            ``target`` (n,) int64, sorted by clip
+        """
+        model = self.evaluated()
+        self.world.broadcast([self._buffers, *model.buffers()])
+        model.eval()
+        clips, logits = [np.empty(0, np.int64)], [torch.empty(0, len(self.cache.classes))]
+        local = max(1, self.options.batch_size // self.world.world_size)
+        with torch.inference_mode(), self._autocast():
+            for part, features in held_out_batches(self.world, self.cache, self.fold.validation, local):
+                x = features.float().contiguous(memory_format=self.memory_format)
+                clips.append(part)
+                logits.append(model(x).float().cpu())
+        self.model.train()
+        parts = self.world.gather((np.concatenate(clips), torch.cat(logits).numpy()))
+        if not self.world.speaks:
+            return None
+        clip = np.concatenate([part[0] for part in parts])
+        order = np.argsort(clip)
+        target = self.cache.clips["target"][clip[order]].astype(np.int64)
+        return {"clip": clip[order], "logits": np.concatenate([part[1] for part in parts])[order], "target": target}
+
+    def evaluated(self) -> torch.nn.Module:
+        """The model that is validated and saved: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def state(self) -> dict[str, Any]:
+        """Everything that continues the run, as tensors and plain types; call on all ranks."""
+        return {
+            "step": self.step,
+            "world_size": self.world.world_size,
+            "memory_format": "channels_last" if self.memory_format == torch.channels_last else "contiguous",
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "nonfinite": self.nonfinite.cpu(),
+            "sums": self.world.gather(self.sums.cpu()),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state` returned."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.nonfinite.copy_(state["nonfinite"])
+        sums = state["sums"]
+        if len(sums) == self.world.world_size:
+            self.sums.copy_(sums[self.world.rank])
+        else:  # another number of ranks: rank 0 carries the epoch's sums on
+            self.sums.copy_(torch.stack(sums).sum(dim=0) if self.world.speaks else torch.zeros_like(self.sums))
+
+
+def choose_memory_format(
+    options: TrainOptions, model: torch.nn.Module, world: World, size: tuple[int, int], dtype: torch.dtype | None
+) -> torch.memory_format:
+    """The memory format asked for; "auto" is channels_last on the CPU and the faster one of a few steps on CUDA."""
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    if options.memory_format != "auto":
+        return formats[options.memory_format]
+    if world.device.type == "cpu":
+        return torch.channels_last
+    seconds = {name: _time_steps(model, world, size, dtype, options, chosen) for name, chosen in formats.items()}
+    fastest = torch.tensor(int(seconds["channels_last"] < seconds["contiguous"]), device=world.device)
+    world.broadcast([fastest])
+    return formats["channels_last" if int(fastest) else "contiguous"]
+
+
+def _time_steps(model, world, size, dtype, options, memory_format) -> float:
+    """Seconds of the fastest of five forward and backward passes on the device."""
+    import copy
+
+    trial = copy.deepcopy(model).to(world.device, memory_format=memory_format)
+    x = torch.randn(world.split(options.batch_size), 1, *size, device=world.device)
+    x = x.contiguous(memory_format=memory_format)
+    seconds = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = trial(x).float().logsumexp(dim=1).mean()
+        loss.backward()
+        trial.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[3:])
+
+
+def run_folder(options: TrainOptions, fold: str) -> Path:
+    """Folder of one fold of a run."""
+    return Path(options.runs_dir) / options.run_name / f"fold{fold}"

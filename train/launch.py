@@ -1,0 +1,29 @@
+"""From flags to trained folds, on one rank of any number."""
+
+from cache.index import Cache, find_cache
+from train.options import TrainOptions
+from train.session import train_fold
+from train.world import StopSignal, World, run_in_world
+
+
+def train(options: TrainOptions) -> int:
+    """Train the folds that the options name, in turn; returns the exit status."""
+    return run_in_world(options.device, lambda world: _train(options, world))
+
+
+def _train(options: TrainOptions, world: World) -> int:
+    world.split(options.batch_size)
+    folder = find_cache(options.cache_dir, options.n_mels, options.n_frames, options.cache)
+    cache = Cache(folder)
+    folds = range(cache.index["split"]["folds"]) if options.fold == "all" else [options.fold]
+    stop = StopSignal(world)
+    for fold in folds:
+        if status := train_fold(options, world, cache, str(fold), stop):
+            return status
+    if world.speaks:
+        size = "" if options.n_mels == 224 else f" --n-mels {options.n_mels}"
+        size += "" if options.width is None else f" --width {options.width}"
+        model = "" if options.model == "dla60_res2next" else f" --model {options.model}"
+        which = f" --run {options.runs_dir}/{options.run_name}" if options.name else model + size
+        print(f"next: python -m infer.predict --folds {options.fold}{which} --tta 4")
+    return 0

@@ -1,0 +1,101 @@
+"""The flags of train.run; torch-free, so that --help answers at once."""
+
+import dataclasses
+from typing import Any
+
+from cache.cli import InputError, flag
+from train.recipes import RECIPES
+
+_FREE = {  # flags that a resumed run may change
+    "fold",
+    "cache_dir",
+    "cache",
+    "runs_dir",
+    "name",
+    "recipe",
+    "device",
+    "checkpoint_minutes",
+    "patience",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Flags of ``python -m train.run``."""
+
+    cache_dir: str = flag("data/cache", "where cache folders are")
+    cache: str | None = flag(None, "the cache folder, when several have this resolution", metavar="FOLDER")
+    n_mels: int = flag(224, "mel bands of the cache")
+    width: int | None = flag(None, "frames of the cache (default: n-mels)", type=int)
+    fold: str = flag("0", "the fold to hold out; all: every fold in turn; none: train on everything", metavar="K")
+    model: str = flag("dla60_res2next", "any timm model")
+    recipe: str | None = flag(None, "named settings; see python -m train.recipes", metavar="NAME")
+    epochs: int = flag(40, "passes over the training clips")
+    batch_size: int = flag(320, "global batch, over all ranks")
+    lr: float = flag(2e-3, "peak learning rate")
+    warmup_epochs: float = flag(2.0, "epochs of linear warm-up before the cosine decay")
+    weight_decay: float = flag(0.05, "AdamW weight decay (not on norms and biases)")
+    loss: str = flag("cross_entropy", "a name in train.losses.LOSSES", metavar="NAME")
+    label_smoothing: float = flag(0.0, "share of the target spread over all classes")
+    ohem: float = flag(1.0, "share of the batch, the hardest clips, that the loss keeps")
+    mixup: float = flag(0.2, "alpha of mixup (0: off)")
+    spec_augment: float = flag(0.15, "largest share of mels, and of frames, that a mask hides (0: off)")
+    time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)")
+    ema: float = flag(0.999, "decay of the weights' moving average, which is validated and saved (0: off)")
+    weights: str | None = flag(None, "start from a local weights file", metavar="FILE")
+    pretrained: bool = flag(False, "start from timm's pretrained weights (downloads)")
+    amp: str = flag("auto", "mixed precision", choices=("auto", "bf16", "fp16", "off"))
+    memory_format: str = flag("auto", "memory format", choices=("auto", "contiguous", "channels_last"))
+    device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+    compile: bool = flag(False, "compile the model with torch.compile")
+    patience: int = flag(0, "stop after this many epochs without a better validation (0: never)")
+    checkpoint_minutes: float = flag(10.0, "minutes between checkpoints within an epoch")
+    runs_dir: str = flag("runs", "where run folders are")
+    name: str | None = flag(None, "name of the run (default: model-n_mels x width)")
+    seed: int = flag(0, "seed of weights, order and augmentation")
+
+    def __post_init__(self) -> None:
+        limits = {
+            "epochs": (1, 10_000),
+            "batch_size": (1, 1_000_000),
+            "lr": (1e-9, 100),
+            "label_smoothing": (0, 0.99),
+            "ohem": (0.01, 1),
+            "mixup": (0, 100),
+            "spec_augment": (0, 0.9),
+            "time_roll": (0, 0.5),
+            "ema": (0, 0.999999),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"--{name.replace('_', '-')} {value:g} is out of range; expected {low:g} to {high:g}")
+        if self.fold not in ("all", "none") and not self.fold.isdecimal():
+            raise InputError(f"--fold {self.fold}; expected a number, all or none")
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of the cache."""
+        return self.width or self.n_mels
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run folder."""
+        return self.name or f"{self.model}-{self.n_mels}x{self.n_frames}".replace("/", "_")
+
+    def what_matters(self) -> dict[str, Any]:
+        """The settings that a resumed run must share with its checkpoint."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in _FREE}
+
+
+def options_from(flags: dict[str, Any]) -> TrainOptions:
+    """Lay explicit flags over a recipe over the defaults.
+
+    Raises
+    ------
+    InputError : unknown recipe, or a value out of range
+    """
+    name = flags.get("recipe")
+    if name is not None and name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+    return TrainOptions(**{**RECIPES.get(name, {}), **flags})

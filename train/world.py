@@ -1,0 +1,215 @@
+"""The ranks of a run: who I am, on which device, and how ranks agree, fail and stop together."""
+
+import contextlib
+import ctypes
+import dataclasses
+import datetime
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+
+from cache.cli import EXIT_ERROR, InputError
+
+_GRACE_SECONDS = 20  # torchrun kills a worker 30 s after asking it to stop
+CONTINUE, SAVE, STOP, ABORT = range(4)  # what ranks agree on after a step
+
+
+@dataclasses.dataclass
+class World:
+    """One rank's view of all ranks; built once in main and passed around."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    store: dist.Store | None = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this is the rank that prints and writes."""
+        return self.rank == 0
+
+    def split(self, batch_size: int) -> int:
+        """Clips of a global batch per rank; InputError where it does not divide."""
+        if batch_size % self.world_size:
+            below = batch_size - batch_size % self.world_size
+            nearest = f"{below} or {below + self.world_size}" if below else str(self.world_size)
+            raise InputError(
+                f"--batch-size {batch_size} does not divide by {self.world_size} ranks; use --batch-size {nearest}"
+            )
+        return batch_size // self.world_size
+
+    def broadcast(self, tensors: list[torch.Tensor]) -> None:
+        """Give every rank rank 0's values, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def gather(self, value: object) -> list:
+        """Every rank's `value` (plain types and CPU tensors), in order of rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.gather(None)
+
+    def first_to_fail(self) -> bool:
+        """Whether this rank's error is the first of the run, and so the one to show."""
+        if self.store is None:
+            return True
+        try:
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            return self.store.add(f"melshard/error/{attempt}", 1) == 1
+        except RuntimeError:
+            return False  # the store is gone, and with it the rank that failed first
+
+
+class Agreement:
+    """An all-reduce (maximum) of one small number per step, one step late, so that it costs no waiting."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._value = torch.zeros(1, dtype=torch.int64)
+        self._work: dist.Work | None = None
+
+    def exchange(self, value: int) -> int:
+        """Give this step's value; return the maximum over all ranks of the step before."""
+        if self._world.world_size == 1:
+            return value
+        agreed = CONTINUE
+        if self._work is not None:
+            self._work.wait()
+            agreed = int(self._value)
+        self._value = torch.tensor([value])
+        self._work = dist.all_reduce(self._value, op=dist.ReduceOp.MAX, async_op=True)
+        return agreed
+
+    def finish(self) -> None:
+        """Wait for the exchange that is under way."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT until the end of the step; a second one takes its usual effect.
+
+    With several ranks a rank may be stuck in a collective when the signal comes (its peer is dead): then a thread ends
+    the process after a grace period.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+        if world.world_size > 1:
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+
+    def _remember(self, number: int, frame: object) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    @staticmethod
+    def _watch(reader: int) -> None:
+        while (number := os.read(reader, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
+            pass
+        time.sleep(_GRACE_SECONDS)
+        os._exit(128 + number)
+
+
+def run_in_world(device: str, body: Callable[[World], int]) -> int:
+    """Run `body` on this rank; show the first error of all ranks once, with its rank.
+
+    Returns
+    -------
+    int : the exit status
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_parent()
+    world = World(int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), 1, torch.device("cpu"))
+    try:
+        with _process_group(world, device):
+            return body(world)
+    except (InputError, OSError) as error:
+        _show(world, f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
+        return EXIT_ERROR
+    except RuntimeError as error:
+        if isinstance(error, dist.DistBackendError) or "gloo" in str(error):
+            _show(world, f"lost another rank ({str(error).splitlines()[0]})")
+            return 1
+        return _show_bug(world, error)
+    except Exception as error:
+        return _show_bug(world, error)
+
+
+def _show(world: World, message: str) -> None:
+    if world.first_to_fail():
+        where = f"rank {world.rank}: " if world.world_size > 1 and not world.speaks else ""
+        print(f"error: {where}{message}", file=sys.stderr, flush=True)
+
+
+def _show_bug(world: World, error: Exception) -> int:
+    if world.first_to_fail():
+        print(f"rank {world.rank} of {world.world_size}:", file=sys.stderr)
+        traceback.print_exception(error)
+    return 1
+
+
+@contextlib.contextmanager
+def _process_group(world: World, device: str) -> Iterator[None]:
+    """Fill in `world`, and join the process group when torchrun started us."""
+    launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    if launched:
+        world.store, world.rank, world.world_size = next(dist.rendezvous("env://"))
+    world.device = _choose_device(world, device)
+    if not launched:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(minutes=30)
+    bound = {"device_id": world.device} if world.device.type == "cuda" else {}
+    dist.init_process_group(
+        backend, store=world.store, rank=world.rank, world_size=world.world_size, timeout=timeout, **bound
+    )
+    yield
+    dist.destroy_process_group()
+
+
+def _choose_device(world: World, device: str) -> torch.device:
+    if device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if device == "cuda":
+            raise InputError("--device cuda, but this machine has no usable CUDA device; use --device cpu")
+        if world.speaks:
+            print("no CUDA device: training on the CPU" + (" over gloo" if world.world_size > 1 else ""), flush=True)
+        return torch.device("cpu")
+    ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if ranks > gpus:
+        raise InputError(f"{ranks} ranks on this host, but {gpus} GPUs; use --nproc_per_node {gpus}, or --device cpu")
+    chosen = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when torchrun's agent dies (Linux; prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
