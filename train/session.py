@@ -220,6 +220,7 @@ class _Session:
             "features": dataclasses.asdict(config),
             "feature_digest": config.digest,
             "split_digest": self.cache.index["split"]["digest"],
+            "folds": self.cache.index["split"]["folds"],
             "classes": list(self.cache.classes),
             "best": self.best,
         }
