@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,8 +17,10 @@ from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, remove_leftovers
 from cache.index import read_index
 from cache.shard import sidecar_path
 from pipeline import scan
+from pipeline.filterbank import mel_filterbank
 from pipeline.finish import Summary, finish, plan_split
 from pipeline.options import BuildOptions
+from pipeline.shard_task import ShardTask
 from pipeline.sources import Sources, content_changed, read_sources
 
 _MARGIN = 64 << 20  # bytes that a build leaves free
@@ -84,7 +85,7 @@ def _writing(folder: Path) -> Iterator[None]:
         raise
 
 
-def _build_shards(tasks: dict[int, tuple[Any, ...]], options: BuildOptions, total: int, progress: Progress) -> int:
+def _build_shards(tasks: list[ShardTask], options: BuildOptions, total: int, progress: Progress) -> int:
     """Run the tasks; returns the number of clips done."""
     from pipeline.pool import run_tasks
 
@@ -98,8 +99,6 @@ def _build_shards(tasks: dict[int, tuple[Any, ...]], options: BuildOptions, tota
 
 def feature_config(options: BuildOptions) -> FeatureConfig:
     """The FeatureConfig that some flags mean for a corpus; checks the filterbank."""
-    from pipeline.features import mel_filterbank
-
     augmented = options.num_views > 1 and options.augment != "none"
     mixes = augmented and options.augment == "more"
     config = FeatureConfig(
@@ -122,21 +121,21 @@ def _check_same_corpus(folder: Path, audio_dir: Path, listing: np.ndarray, sourc
 
 def _plan(
     folder: Path, audio_dir: Path, config: FeatureConfig, todo: np.ndarray, sources: Sources, options: BuildOptions
-) -> dict[int, tuple[Any, ...]]:
+) -> list[ShardTask]:
     """Cut the clips to build into shards, which take the lowest free numbers.
 
     An interrupted plan is cut into the same shards again: finished ones hold whole pieces of it. Numbers that an
     older index lists are not free: were one reused and this build interrupted, that index would list other rows.
     """
-    size = options.clips_per_shard
-    used, tasks, number = set(sources.shards), {}, 0
+    used, tasks, number, size = set(sources.shards), [], 0, options.clips_per_shard
     with contextlib.suppress(InputError):
         used.update(shard["number"] for shard in read_index(folder)["shards"])
     parent = os.getpid() if options.backend == "loky" and options.jobs != 1 else None
     for first in range(0, len(todo), size):
         while number in used:
             number += 1
-        tasks[number] = (str(folder), number, str(audio_dir), config, todo[first : first + size], parent)
+        listing = todo[first : first + size]
+        tasks.append(ShardTask(folder, number, audio_dir, config, mel_filterbank(config), listing, parent))
         number += 1
     return tasks
 

@@ -5,13 +5,13 @@ from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from cache.cli import InputError, require
-from pipeline.shard_task import build_shard
+from pipeline.shard_task import ShardTask, build_shard
 
 MAX_REBUILDS = 5  # of the pool, in a row, without a shard finishing in between
 
 
 def run_tasks(
-    tasks: dict[int, tuple[Any, ...]], *, jobs: int, backend: str, scheduler: str | None
+    tasks: list[ShardTask], *, jobs: int, backend: str, scheduler: str | None
 ) -> Iterator[tuple[int, int, int]]:
     """Build shards in parallel; yields what `build_shard` returns, in order of completion.
 
@@ -19,7 +19,7 @@ def run_tasks(
 
     Parameters
     ----------
-    tasks : shard number → arguments of `build_shard`
+    tasks : one per shard
     jobs : number of workers, as joblib counts them (-1: all cores)
     backend : "loky" (processes on this machine) or "dask"
     scheduler : address of the Dask scheduler
@@ -30,7 +30,7 @@ def run_tasks(
     """
     import joblib
 
-    left, deaths = dict(tasks), 0
+    left, deaths = {task.number: task for task in tasks}, 0
     client = _dask_client(scheduler) if backend == "dask" else None
     config = {"backend": backend, "n_jobs": jobs, **({} if client else {"inner_max_num_threads": 1})}
     if jobs == 1 and not client:
@@ -40,7 +40,7 @@ def run_tasks(
             try:
                 with joblib.parallel_config(**config):
                     parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, max_nbytes=None)
-                    for done in parallel(joblib.delayed(build_shard)(*arguments) for arguments in left.copy().values()):
+                    for done in parallel(joblib.delayed(build_shard)(task) for task in list(left.values())):
                         del left[done[0]]
                         deaths = 0
                         yield done
