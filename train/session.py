@@ -15,6 +15,7 @@ import torch
 from cache.cli import InputError
 from cache.files import exclusive_lock, remove_leftovers, write_atomic
 from cache.index import Cache
+from train.calibration import fit_temperature
 from train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
 from train.data import select_fold
 from train.display import Display
@@ -243,7 +244,9 @@ class _Session:
             split_digest=np.array(identity["split_digest"]),
             classes=np.array(identity["classes"]),
         )
-        save_checkpoint(self.folder / "best.pt", {**identity, "model": self.trainer.evaluated().state_dict()})
+        temperature = fit_temperature(judged["logits"], judged["target"])
+        content = {**identity, "temperature": temperature, "model": self.trainer.evaluated().state_dict()}
+        save_checkpoint(self.folder / "best.pt", content)
 
     def _truncate_metrics(self, epochs: int) -> None:
         """Drop the lines of epochs that the checkpoint does not know."""

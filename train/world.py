@@ -196,7 +196,7 @@ def _choose_device(world: World, device: str) -> torch.device:
         if device == "cuda":
             raise InputError("--device cuda, but this machine has no usable CUDA device; use --device cpu")
         if world.speaks:
-            print("no CUDA device: training on the CPU" + (" over gloo" if world.world_size > 1 else ""), flush=True)
+            print("no CUDA device: using the CPU" + (" over gloo" if world.world_size > 1 else ""), flush=True)
         return torch.device("cpu")
     ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if ranks > gpus:

@@ -1,0 +1,72 @@
+"""What infer's commands show."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK
+from cache.files import write_atomic
+from infer.evaluation import evaluate
+from infer.options import EvaluateOptions, PredictOptions
+from infer.prediction import predict
+from train.world import World
+
+
+def predict_with_progress(options: PredictOptions, world: World) -> int:
+    """Predict while showing progress; returns the exit status."""
+    console = Console(quiet=not world.speaks, highlight=False, markup=False, soft_wrap=True)
+    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    started = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        files, bad = predict(options, world, lambda done, total: progress.update(task, completed=done, total=total))
+    seconds = time.monotonic() - started
+    console.print(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
+    if bad:
+        console.print(f"{bad:,} could not be read: see the column error")
+    return EXIT_INCOMPLETE if bad else EXIT_OK
+
+
+def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
+    """Evaluate, print tables, write ``--json``; returns the exit status."""
+    figures = evaluate(options, world)
+    if not world.speaks:
+        return EXIT_OK
+    console = Console(highlight=False)
+    _print_accuracies(console, figures)
+    _print_rows(
+        console, "lowest recalls", [(r["label"], r["clips"], f"{r['recall']:.4f}") for r in figures["recall"][:10]]
+    )
+    _print_rows(
+        console,
+        "most frequent confusions",
+        [(c["label"], "judged " + c["judged"], c["clips"]) for c in figures["confusions"]],
+    )
+    if options.json:
+        write_atomic(Path(options.json), (json.dumps(figures, indent=1) + "\n").encode())
+    return EXIT_OK
+
+
+def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:
+    table = Table("", "accuracy", "95% interval", title=f"{figures['source']}: {figures['clips']:,} clips")
+    names = {"single": "single (mean)", "hard": "hard", "soft": "soft", "soft_tta": f"soft + {figures.get('tta')} TTA"}
+    rows = [(row["member"], row) for row in figures["members"]]
+    rows += [(names[key], figures[key]) for key in names if figures[key]]
+    for name, row in rows:
+        table.add_row(name, f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}")
+    console.print(table)
+    if figures.get("unreadable"):
+        console.print(f"{figures['unreadable']} recordings could not be read and are not counted")
+
+
+def _print_rows(console: Console, title: str, rows: list[tuple]) -> None:
+    if rows:
+        table = Table(title=title, show_header=False)
+        for row in rows:
+            table.add_row(*map(str, row))
+        console.print(table)

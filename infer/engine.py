@@ -1,0 +1,113 @@
+"""Judging recordings: features in threads while the device runs the models.
+
+A view's features are computed once for all members with the same features, and softmax is taken once per view and
+member.
+"""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from cache.cli import InputError
+from cache.config import FeatureConfig
+from infer.members import Member
+from pipeline.decode import read_clip
+from pipeline.features import LogMel
+from train.engine import amp_dtype
+
+_AHEAD = 3  # batches whose features are under way
+
+
+@dataclasses.dataclass
+class Judged:
+    """What all members said of some files."""
+
+    probs: np.ndarray
+    """[shape=(members, views, n, classes), dtype=float32]; zero where the file could not be read."""
+    errors: list[str]
+    """Per file, why it could not be read, or the empty string."""
+
+
+class Judge:
+    """Members and views, ready to judge batches of files.
+
+    Parameters
+    ----------
+    members : at least one
+    views : functions of `infer.views`
+    device : of the members
+    """
+
+    def __init__(self, members: Sequence[Member], views: Sequence[Callable], device: torch.device) -> None:
+        self.members, self.views, self.device = list(members), list(views), device
+        self.classes = self.members[0].classes
+        self._configs = list(dict.fromkeys(member.config.view_config for member in self.members))
+        self._dtype = amp_dtype("auto", device)
+        threads = torch.get_num_threads()
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(os.cpu_count(), "features", initializer=torch.set_num_threads, initargs=(1,))
+        list(self._pool.map(lambda _: None, range(4)))
+        torch.set_num_threads(threads)
+
+    def judge(self, paths: Sequence[str], batch_size: int) -> Iterator[Judged]:
+        """Yield the judgement of successive batches of files, in order, in constant memory."""
+        batches = [paths[first : first + batch_size] for first in range(0, len(paths), batch_size)]
+        waiting: list[list[Future]] = []
+        for position in range(len(batches) + _AHEAD):
+            if position < len(batches):
+                waiting.append([self._pool.submit(self._features, path) for path in batches[position]])
+            if position >= _AHEAD:
+                yield self._forward([future.result() for future in waiting.pop(0)])
+
+    def close(self) -> None:
+        """End the feature threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _features(self, path: str) -> tuple[list[torch.Tensor], str]:
+        """Per configuration the views' features (views, n_mels, n_frames) float16, and the error or ""."""
+        results = []
+        for config in self._configs:
+            try:
+                samples = read_clip(path, config).samples
+            except InputError as error:
+                return [], str(error)
+            except OSError as error:
+                return [], error.strerror or str(error)
+            log_mel = self._log_mel(config)
+            out = torch.empty(len(self.views), config.n_mels, config.n_frames, dtype=torch.float16)
+            for index, view in enumerate(self.views):
+                log_mel(view(samples), out[index])
+            results.append(out)
+        return results, ""
+
+    def _log_mel(self, config: FeatureConfig) -> LogMel:
+        known = self._local.__dict__.setdefault("log_mels", {})
+        if config not in known:
+            known[config] = LogMel(config)
+        return known[config]
+
+    @torch.inference_mode()
+    def _forward(self, featured: list[tuple[list[torch.Tensor], str]]) -> Judged:
+        errors = [error for _, error in featured]
+        good = [index for index, error in enumerate(errors) if not error]
+        probs = np.zeros((len(self.members), len(self.views), len(errors), len(self.classes)), np.float32)
+        for number, config in enumerate(self._configs):
+            if not good:
+                break
+            stacked = torch.stack([featured[index][0][number] for index in good], dim=1)  # (views, n, mels, frames)
+            x = stacked.to(self.device, non_blocking=True).float().flatten(0, 1)[:, None]
+            x = x.contiguous(memory_format=torch.channels_last)
+            for index, member in enumerate(self.members):
+                if member.config.view_config == config:
+                    with torch.autocast(
+                        self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None
+                    ):
+                        logits = member.model(x)
+                    judged = (logits.float() / member.temperature).softmax(dim=1).unflatten(0, stacked.shape[:2])
+                    probs[index][:, good] = judged.cpu().numpy()
+        return Judged(probs, errors)

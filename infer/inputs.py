@@ -1,0 +1,96 @@
+"""What is to be judged: recordings in a folder, in a list, or in a cache's test split."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from cache.cli import InputError
+from cache.index import TEST, Cache, list_caches
+from infer.members import Member
+from pipeline.decode import EXTENSIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class Recordings:
+    """Files in order, with the names under which they are reported."""
+
+    paths: list[str]
+    names: list[str]
+    """Relative to the input folder, with ``/``; as written in a list."""
+
+    def labels(self, known: list[str]) -> list[str]:
+        """The label of each file: its first folder.
+
+        Raises
+        ------
+        InputError : a file outside such a folder, or a label that no member knows
+        """
+        labels = [name.split("/")[0] if "/" in name else "" for name in self.names]
+        unknown = sorted(set(labels) - set(known))
+        if unknown:
+            raise InputError(
+                f"not the label of any class: {', '.join(name or '(no folder)' for name in unknown[:8])}; "
+                f"expected <label>/ folders named {', '.join(known)}"
+            )
+        return labels
+
+
+def list_recordings(source: str) -> Recordings:
+    """Recordings of a folder (searched below, sorted), of a text file with a path per line, or one recording.
+
+    Raises
+    ------
+    InputError : nothing there
+    """
+    path = Path(source)
+    if path.is_dir():
+        names = sorted(
+            os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
+            for folder, _, files in os.walk(path)
+            for name in files
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        )
+        recordings = Recordings([str(path / name) for name in names], names)
+    elif path.is_file() and path.name.lower().endswith(EXTENSIONS):
+        recordings = Recordings([source], [path.name])
+    elif path.is_file():
+        try:
+            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{source}: neither a recording ({', '.join(EXTENSIONS)}) nor a text file of paths"
+            ) from None
+        recordings = Recordings(names, names)
+    else:
+        raise InputError(f"--input {source}: no such folder or file")
+    if not recordings.paths:
+        raise InputError(f"--input {source}: no recordings ({', '.join(EXTENSIONS)})")
+    return recordings
+
+
+def find_member_cache(members: list[Member], cache_dir: str) -> Cache:
+    """The cache that the first member was trained from.
+
+    Raises
+    ------
+    InputError : it is not there, or holds another split by now
+    """
+    member = members[0]
+    folder = next((path for path in list_caches(cache_dir) if path.name == member.config.folder_name), None)
+    if folder is None:
+        raise InputError(
+            f"{cache_dir}: the cache {member.config.folder_name} of {member.path} is not there; use --input"
+        )
+    cache = Cache(folder)
+    if cache.index["split"]["digest"] != member.split_digest:
+        raise InputError(f"{folder}: its split changed since {member.path} was trained; train again, or use --input")
+    return cache
+
+
+def cached_test_split(members: list[Member], cache_dir: str) -> Recordings:
+    """The clips of the split "test", as files of the corpus."""
+    cache = find_member_cache(members, cache_dir)
+    names = [name.decode() for name in cache.clips["clip_id"][cache.clips["split"] == TEST].tolist()]
+    if not names:
+        raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
+    return Recordings([os.path.join(cache.index["audio_dir"], name) for name in names], names)

@@ -1,0 +1,61 @@
+"""The flags of infer.predict and infer.evaluate."""
+
+import dataclasses
+
+from cache.cli import InputError, flag
+from train.options import TrainOptions
+
+_TRAIN = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleOptions:
+    """Which members judge, and how they are combined."""
+
+    run: tuple[str, ...] = flag(
+        (), "a run folder; repeat for an ensemble of several", action="append", metavar="FOLDER"
+    )
+    runs_dir: str = flag(_TRAIN["runs_dir"], "without --run: where run folders are")
+    model: str = flag(_TRAIN["model"], "without --run: the model")
+    n_mels: int = flag(_TRAIN["n_mels"], "without --run: mel bands")
+    width: int | None = flag(None, "without --run: frames (default: n-mels)", type=int)
+    folds: str = flag("all", "all folds of the split, or a list such as 0,2; none: the run on everything")
+    tta: int = flag(4, "test-time views of each clip (1: the clip itself only)")
+    ensemble: str = flag("soft", "mean of probabilities, or majority vote", choices=("soft", "hard"))
+    batch_size: int = flag(64, "clips in a forward pass")
+    cache_dir: str = flag("data/cache", "where cache folders are, for the split test")
+    device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+
+    def __post_init__(self) -> None:
+        for name in ("tta", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}; expected 1 or more")
+        if self.folds not in ("all", "none") and not all(part.isdecimal() for part in self.folds.split(",")):
+            raise InputError(f"--folds {self.folds}; expected all, none, or numbers such as 0,2")
+
+    @property
+    def run_folders(self) -> list[str]:
+        """The run folders: those named, or the one that the training flags name."""
+        if self.run:
+            return list(dict.fromkeys(folder.rstrip("/") for folder in self.run))
+        named = TrainOptions(runs_dir=self.runs_dir, model=self.model, n_mels=self.n_mels, width=self.width)
+        return [f"{self.runs_dir}/{named.run_name}"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictOptions(EnsembleOptions):
+    """Flags of ``python -m infer.predict``."""
+
+    input: str = flag("data/test", "a folder (searched below), a recording, or a text file with a path per line")
+    output: str = flag("predictions.csv", "table of file, label, confidence, error")
+    probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
+    resume: bool = flag(False, "go on from what an interrupted prediction has finished")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(EnsembleOptions):
+    """Flags of ``python -m infer.evaluate``."""
+
+    split: str = flag("oof", "out-of-fold clips, or the cache's test split", choices=("oof", "test"))
+    input: str | None = flag(None, "judge a folder of <label>/ folders instead", metavar="FOLDER")
+    json: str | None = flag(None, "also write the figures to this file", metavar="FILE")

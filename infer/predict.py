@@ -1,0 +1,25 @@
+"""Judge recordings with an ensemble of trained folds.
+
+python -m infer.predict --folds all --tta 4
+"""
+
+from cache.cli import parse_flags, run_main
+from infer.options import PredictOptions
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the flags, judge, and say where the table is."""
+    flags = parse_flags(PredictOptions, argv, prog="python -m infer.predict", description=__doc__.split("\n")[0])
+
+    def body() -> int:
+        options = PredictOptions(**flags)
+        from infer.console import predict_with_progress
+        from train.world import run_in_world
+
+        return run_in_world(options.device, lambda world: predict_with_progress(options, world))
+
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""Accuracy with its interval, recall and confusions."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Share of clips judged rightly, with a 95% interval."""
+
+    accuracy: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, right: float, clips: int) -> "Accuracy":
+        """From counts; the interval is Wilson's score interval (Wilson 1927).
+
+        Parameters
+        ----------
+        right : clips judged rightly; a mean over members may be fractional
+        clips : 1 or more
+        """
+        z, share = 1.959964, right / clips
+        middle = (share + z * z / (2 * clips)) / (1 + z * z / clips)
+        half = z / (1 + z * z / clips) * math.sqrt(share * (1 - share) / clips + z * z / (4 * clips * clips))
+        return cls(share, max(0.0, middle - half), min(1.0, middle + half))
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def accuracy_of(scores: np.ndarray, targets: np.ndarray) -> Accuracy:
+    """Accuracy of the highest score [shape=(n, classes)] against targets [shape=(n,)]."""
+    return Accuracy.of(int((scores.argmax(axis=1) == targets).sum()), len(targets))
+
+
+def recalls(judged: np.ndarray, targets: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
+    """Per class its clips and the share of them judged rightly, lowest first."""
+    rows = []
+    for target, name in enumerate(classes):
+        here = targets == target
+        if here.any():
+            rows.append({"label": name, "clips": int(here.sum()), "recall": float((judged[here] == target).mean())})
+    return sorted(rows, key=lambda row: row["recall"])
+
+
+def confusions(judged: np.ndarray, targets: np.ndarray, classes: list[str], most: int = 10) -> list[dict[str, Any]]:
+    """The most frequent pairs of true and wrong label, with their counts."""
+    wrong = judged != targets
+    pairs, counts = np.unique(np.stack([targets[wrong], judged[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [
+        {"label": classes[pairs[0, i]], "judged": classes[pairs[1, i]], "clips": int(counts[i])} for i in order.tolist()
+    ]
