@@ -45,7 +45,7 @@ def mixup(x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, *, alpha
 
 @functools.lru_cache(maxsize=4)
 def _beta_quantiles(alpha: float, device: torch.device) -> torch.Tensor:
-    """4,096 equally likely values of the upper half of Beta(alpha, alpha), so that drawing one takes no host round trip."""
+    """4,096 equally likely values of the upper half of Beta(alpha, alpha): drawing one takes no host round trip."""
     from scipy.stats import beta
 
     middle = (torch.arange(4096).double() + 0.5) / 4096
