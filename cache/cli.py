@@ -56,7 +56,7 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
         if isinstance(field.default, bool):
             settings.setdefault("action", argparse.BooleanOptionalAction if field.default else "store_true")
         elif "action" not in settings or settings["action"] == "append":
-            settings.setdefault("type", str if field.default is None else type(field.default))
+            settings.setdefault("type", str if field.default in (None, ()) else type(field.default))
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **settings)
     return vars(parser.parse_args(argv))
 
