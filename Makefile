@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
+DEMO_RUN := --runs-dir runs --model resnet18 --n-mels 32
 
 .PHONY: setup demo test test-long lint bench-cache bench-train bench-infer
 
@@ -11,14 +12,20 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[demo,dev]'
 	touch $@
 
-demo: setup
-	PATH=$(BIN):$$PATH bash tests/demo.sh
+demo: setup # in demo/, never in data/
+	mkdir -p demo
+	test -d demo/data/audio || (cd demo && $(BIN)/python -m pipeline.demo_corpus)
+	cd demo && $(BIN)/python -m pipeline.build_cache --n-mels 32 --folds 2
+	cd demo && OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m train.run --recipe smoke --fold all
+	cd demo && $(BIN)/python -m infer.predict $(DEMO_RUN) --folds all --tta 4
+	cd demo && $(BIN)/python -m infer.evaluate $(DEMO_RUN) --folds all --tta 4 --input data/test
+	cd demo && $(BIN)/python -m infer.report $(DEMO_RUN) --folds all --tta 4 --input data/test
 
 test: setup
 	$(BIN)/python -m pytest -m "not long"
 
 test-long: setup
-	$(BIN)/python -m pytest -m long -s
+	$(BIN)/python -m pytest -m long
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,254 @@
+"""Prediction and evaluation: real members, real files, real processes."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import RATE, ROOT, SMALL, start, write_corpus
+
+WORDS = ["no", "up", "yes"]
+MODEL = ("--model", "test_resnet", "--n-mels", "16")
+
+
+def command(module: str, folder: Path, *flags: object) -> tuple[int, str]:
+    """Run ``python -m module`` in `folder`; returns exit status and output."""
+    environment = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, flags)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus, its cache, and two runs of two folds, made by the commands a user types."""
+    folder = tmp_path_factory.mktemp("trained")
+    audio = write_corpus(folder / "data/audio", WORDS, per_word=16, speakers=8)
+    tested = [f"{word}/{7 + 0xA0000000:08x}_nohash_{n}.wav" for word in WORDS for n in range(2)]
+    (audio / "testing_list.txt").write_text("\n".join(tested))
+    assert command("pipeline.build_cache", folder, *SMALL)[0] == 0
+    for seed in (0, 1):
+        flags = (*MODEL, "--fold", "all", "--epochs", 3, "--batch-size", 8, "--seed", seed, "--name", f"run{seed}")
+        status, output = command("train.run", folder, *flags)
+        assert status == 0, output
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_takes_the_test_split_where_there_is_no_data_test(trained: Path) -> None:
+    """Without data/test the cache's test split is judged, in input order, and the command says so."""
+    status, output = command("infer.predict", trained, "--run", "runs/run0", "--folds", "all", "--tta", 4)
+    assert status == 0
+    assert "data/test does not exist: judging the cache's test split, 6 clips" in output
+    rows = rows_of(trained / "predictions.csv")
+    assert [row["file"] for row in rows] == sorted(row["file"] for row in rows)
+    assert len(rows) == 6
+    assert all(row["label"] in WORDS and 0 < float(row["confidence"]) <= 1 and not row["error"] for row in rows)
+
+
+def test_soft_ensemble_is_the_mean_of_softmaxes_taken_once(trained: Path) -> None:
+    """The probabilities equal one softmax per view and member, averaged: computed here with timm and librosa alone."""
+    import librosa
+    import timm
+
+    from infer.views import VIEWS
+    from pipeline.decode import read_clip
+    from train.checkpoint import load_checkpoint
+
+    out = trained / "matrix.csv"
+    flags = ("--run", "runs/run0", "--run", "runs/run1", "--probabilities", out, "--output", trained / "p.csv")
+    assert command("infer.predict", trained, *flags, "--tta", 3)[0] == 0
+    path = trained / "data/audio" / rows_of(out)[0]["file"]
+    expected = []
+    for run in ("run0", "run1"):
+        for fold in (0, 1):
+            saved = load_checkpoint(trained / "runs" / run / f"fold{fold}" / "best.pt")
+            model = timm.create_model("test_resnet", in_chans=1, num_classes=3)
+            model.load_state_dict(saved["model"])
+            config = dict(saved["features"])
+            hop = -(-RATE // (config["n_frames"] - 1))
+            for view in VIEWS[:3]:
+                from cache.config import FeatureConfig
+
+                samples = view(read_clip(str(path), FeatureConfig(**config)).samples)
+                padded = np.pad(samples.astype(float), (0, hop * (config["n_frames"] - 1) - RATE))
+                power = librosa.feature.melspectrogram(
+                    y=padded, sr=RATE, n_fft=config["n_fft"], hop_length=hop, n_mels=16, pad_mode="constant"
+                )
+                mel = librosa.power_to_db(power, top_db=80)
+                x = torch.tensor((mel - mel.mean()) / mel.std(), dtype=torch.float32)[None, None]
+                with torch.no_grad():
+                    expected.append((model.eval()(x)[0] / saved["temperature"]).softmax(dim=0).numpy())
+    found = [float(rows_of(out)[0][word]) for word in WORDS]
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=2e-3)
+
+
+def test_votes() -> None:
+    """Soft is the mean; hard counts members and views, and a tie goes to the higher mean probability."""
+    from infer.ensemble import hard_vote, soft_vote
+
+    probs = np.array([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.0, 1.0, 0.0]], np.float32)[:, None, None, :]
+    np.testing.assert_allclose(soft_vote(probs)[0], [0.4, 0.6, 0.0], atol=1e-6)
+    assert hard_vote(probs)[0].argmax() == 0
+    tie = probs[[0, 2]]
+    assert hard_vote(tie)[0].argmax() == 1
+    np.testing.assert_allclose(hard_vote(tie)[0], [0.5, 0.5, 0.0], atol=1e-5)
+
+
+def test_ranks_give_the_bytes_of_one_process(trained: Path, tmp_path: Path) -> None:
+    """Under torchrun with two ranks the table is identical to one process's, over several blocks of files."""
+    audio = trained / "data/audio"
+    listed = [str(path) for path in sorted(audio.glob("*/*.wav"))] * 30
+    names = tmp_path / "list.txt"
+    names.write_text("\n".join(listed) + "\n")
+    flags = ("--run", "runs/run0", "--input", names)
+    assert command("infer.predict", trained, *flags, "--output", tmp_path / "one.csv")[0] == 0
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "-m", "infer.predict"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *map(str, flags), "--output", str(tmp_path / "two.csv")],
+        cwd=trained, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    assert [row["file"] for row in rows_of(tmp_path / "two.csv")] == listed
+
+
+def test_bad_files_cost_one_row_each(trained: Path, tmp_path: Path) -> None:
+    """A garbage, an empty and a missing file give rows with an error and exit status 1; the others are judged."""
+    good = next((trained / "data/audio").glob("yes/*.wav"))
+    (tmp_path / "garbage.wav").write_bytes(b"RIFF, or so it says")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    names = tmp_path / "list.txt"
+    names.write_text(f"{tmp_path}/garbage.wav\n{good}\n{tmp_path}/missing.wav\n{tmp_path}/empty.wav\n")
+    status, output = command(
+        "infer.predict", trained, "--run", "runs/run0", "--input", names, "--output", tmp_path / "out.csv"
+    )
+    assert status == 1
+    assert "3 could not be read" in output
+    rows = rows_of(tmp_path / "out.csv")
+    assert [bool(row["error"]) for row in rows] == [True, False, True, True]
+    assert rows[1]["label"] in WORDS
+    assert "No such file" in rows[2]["error"]
+
+
+def test_killed_prediction_goes_on_with_resume(trained: Path, tmp_path: Path) -> None:
+    """A prediction killed half-way leaves no table; --resume keeps the finished blocks and gives the same bytes."""
+    listed = [str(path) for path in sorted((trained / "data/audio").glob("*/*.wav"))] * 150
+    names = tmp_path / "list.txt"
+    names.write_text("\n".join(listed) + "\n")
+    flags = ("--run", trained / "runs/run0", "--run", trained / "runs/run1", "--input", names)
+    out, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
+    process = start("infer.predict", *flags, "--output", out)
+    parts = tmp_path / ".out.csv.parts"
+    deadline = time.monotonic() + 60
+    while not list(parts.glob("*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {path.name: path.stat().st_ino for path in parts.glob("*.npz")}
+    assert finished
+    assert len(finished) < -(-len(listed) // 512)
+    assert not out.exists()
+    kept = {}
+    process = start("infer.predict", *flags, "--output", out, "--resume")
+    while process.poll() is None:
+        kept.update({path.name: path.stat().st_ino for path in parts.glob("*.npz") if path.name in finished})
+        time.sleep(0.02)
+    assert process.returncode == 0
+    assert kept == finished
+    assert start("infer.predict", *flags, "--output", whole).wait() == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert not parts.exists()
+
+
+def test_evaluate_out_of_fold_judges_every_clip_once(trained: Path) -> None:
+    """Out-of-fold accuracy equals the share of right argmaxes over the folds' held-out clips, each counted once."""
+    status, output = command("infer.evaluate", trained, "--run", "runs/run0", "--json", "oof.json")
+    assert status == 0, output
+    figures = json.loads((trained / "oof.json").read_text())
+    arrays = [np.load(trained / f"runs/run0/fold{fold}/oof.npz") for fold in (0, 1)]
+    clip_ids = np.concatenate([a["clip_id"] for a in arrays])
+    assert len(np.unique(clip_ids)) == len(clip_ids) == figures["clips"] == 42
+    right = sum(int((a["logits"].argmax(axis=1) == a["target"]).sum()) for a in arrays)
+    assert figures["single"]["accuracy"] == pytest.approx(right / 42)
+    assert figures["hard"] is figures["soft"] is figures["soft_tta"] is None
+
+
+def test_evaluate_test_split_and_folder_agree(trained: Path, tmp_path: Path) -> None:
+    """The split test and the same clips in <label>/ folders give the same figures."""
+    for row in (trained / "data/audio/testing_list.txt").read_text().split():
+        (tmp_path / "in" / row).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained / "data/audio" / row, tmp_path / "in" / row)
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert command("infer.evaluate", trained, "--run", "runs/run0", "--split", "test", "--json", one)[0] == 0
+    assert command("infer.evaluate", trained, "--run", "runs/run0", "--input", tmp_path / "in", "--json", two)[0] == 0
+    first, second = json.loads(one.read_text()), json.loads(two.read_text())
+    assert first["clips"] == 6
+    for key in ("single", "hard", "soft", "soft_tta"):
+        assert first[key] == second[key]
+        assert 0 <= first[key]["low"] <= first[key]["accuracy"] <= first[key]["high"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--run", "runs/none"), "no trained fold"),
+        (("--run", "runs/run0", "--folds", "0,7"), "not trained: fold 7"),
+        (("--run", "runs/run0", "--tta", "9"), "there are 4 views"),
+        (("--run", "runs/run0", "--input", "nowhere"), "no such folder or file"),
+        (("--run", "runs/run0", "--input", "runs"), "no recordings"),
+        (("--run", "runs/run0", "--folds", "x"), "expected all, none, or numbers"),
+        (("--run", "runs/run0", "--output", "no/such/folder.csv"), "there is no folder"),
+    ],
+)
+def test_bad_flags_are_one_clear_line(trained: Path, flags: tuple[str, ...], expected: str) -> None:
+    """Each mistake gives exit status 2 and one line that names it."""
+    status, output = command("infer.predict", trained, *flags)
+    assert status == 2
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert expected in errors[0]
+    assert "Traceback" not in output
+
+
+def test_another_split_is_refused(trained: Path, tmp_path: Path) -> None:
+    """A run is not evaluated against a cache whose split changed since."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    assert command("pipeline.build_cache", folder, *SMALL, "--folds", 3)[0] == 0
+    status, output = command("infer.evaluate", folder, "--run", "runs/run0")
+    assert status == 2
+    assert "its split changed" in output
+
+
+def test_pickle_in_a_checkpoint_is_not_executed(trained: Path, tmp_path: Path) -> None:
+    """A checkpoint that carries code is refused with one line, and the code does not run."""
+    import pickle
+
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return open, (str(tmp_path / "exploded"), "w")
+
+    folder = tmp_path / "runs/evil/fold0"
+    folder.mkdir(parents=True)
+    with open(folder / "best.pt", "wb") as file:
+        pickle.dump(Bomb(), file)
+    status, output = command("infer.predict", trained, "--run", folder.parent)
+    assert status == 2
+    assert "not a readable checkpoint" in output
+    assert not (tmp_path / "exploded").exists()
