@@ -1,21 +1,39 @@
 """Evaluating members out of fold, or members and ensembles on labelled recordings."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from scipy.special import softmax
 
 from cache.cli import InputError
 from cache.index import Cache
 from infer.engine import Judge
 from infer.ensemble import hard_vote, soft_vote
-from infer.inputs import Recordings, cached_test_split, find_member_cache, list_recordings
+from infer.inputs import cached_paths, cached_test_split, find_member_cache, list_recordings
 from infer.members import Member, load_members
 from infer.options import EvaluateOptions
 from infer.scoring import Accuracy, accuracy_of, confusions, recalls
 from infer.views import first_views
 from train.checkpoint import load_arrays
 from train.world import World
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedClips:
+    """Labelled clips and what the members made of them."""
+
+    names: list[str]
+    paths: list[str]
+    targets: np.ndarray
+    """[shape=(n,), dtype=int64]"""
+    probs: np.ndarray
+    """[shape=(members, views, n, classes), dtype=float32]"""
+    unreadable: int = 0
+    """Clips that were left out because they could not be read."""
 
 
 def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
@@ -27,65 +45,105 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     """
     members = load_members(options.run_folders, options.folds, world.device)
     if options.input is None and options.split == "oof":
-        return _out_of_fold(members, find_member_cache(members, options.cache_dir))
-    source = options.input or "the split test"
+        cache = find_member_cache(members, options.cache_dir)
+        return out_of_fold_figures(members, [held_out(member, cache) for member in members])
+    judged = judge_labelled(members, options, world.device)
+    return ensemble_figures(members, judged, options.input or "the split test")
+
+
+def held_out(member: Member, cache: Cache) -> JudgedClips:
+    """What a member said of the clips that it never saw, as its training left it in ``oof.npz``.
+
+    Returns
+    -------
+    JudgedClips : probs of one member and one view
+
+    Raises
+    ------
+    InputError : the member holds nothing out, has no such file, or belongs to another split than the cache
+    """
+    path = Path(member.run) / f"fold{member.fold}" / "oof.npz"
+    if member.fold == "none":
+        raise InputError(f"{member.path}: fold none holds nothing out; use --split test or --input")
+    arrays, digest = load_arrays(path), cache.index["split"]["digest"]
+    if str(arrays["split_digest"]) != digest or member.split_digest != digest:
+        raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
+    names = [name.decode() for name in arrays["clip_id"].tolist()]
+    probs = softmax(arrays["logits"] / member.temperature, axis=1)
+    return JudgedClips(names, cached_paths(cache, names), arrays["target"], probs[None, None])
+
+
+def judge_labelled(
+    members: list[Member],
+    options: EvaluateOptions,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> JudgedClips:
+    """Judge the recordings of ``--input``, or those of the split "test".
+
+    Parameters
+    ----------
+    progress : called with (clips done, clips in all)
+
+    Raises
+    ------
+    InputError : no recordings, none readable, or labels that no member knows
+    """
     recordings = list_recordings(options.input) if options.input else cached_test_split(members, options.cache_dir)
-    return {"source": source, **_on_recordings(members, recordings, options, world)}
-
-
-def _out_of_fold(members: list[Member], cache: Cache) -> dict[str, Any]:
-    """Every clip judged by the member that never saw its speaker."""
-    digest = cache.index["split"]["digest"]
-    rows, judged, targets = [], [], []
-    for member in members:
-        path = Path(member.run) / f"fold{member.fold}" / "oof.npz"
-        if member.fold == "none":
-            raise InputError(f"{member.path}: fold none holds nothing out; use --split test or --input")
-        arrays = load_arrays(path)
-        if str(arrays["split_digest"]) != digest or member.split_digest != digest:
-            raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
-        judged.append(arrays["logits"].argmax(axis=1))
-        targets.append(arrays["target"])
-        rows.append({"member": member.name, **accuracy_of(arrays["logits"], arrays["target"]).to_dict()})
-    all_judged, all_targets = np.concatenate(judged), np.concatenate(targets)
-    clips = len(all_targets)
-    single = Accuracy.of(int((all_judged == all_targets).sum()), clips)
-    return {
-        "source": "out of fold",
-        "clips": clips,
-        "single": single.to_dict(),
-        "hard": None,
-        "soft": None,
-        "soft_tta": None,
-        "members": rows,
-        "recall": recalls(all_judged, all_targets, cache.classes),
-        "confusions": confusions(all_judged, all_targets, cache.classes),
-    }
-
-
-def _on_recordings(
-    members: list[Member], recordings: Recordings, options: EvaluateOptions, world: World
-) -> dict[str, Any]:
-    classes = members[0].classes
-    labels = recordings.labels(classes)
-    judge = Judge(members, first_views(options.tta), world.device)
-    batches = list(judge.judge(recordings.paths, options.batch_size))
+    labels = recordings.labels(members[0].classes)
+    judge = Judge(members, first_views(options.tta), device)
+    batches = []
+    for batch in judge.judge(recordings.paths, options.batch_size):
+        batches.append(batch)
+        progress(min(len(batches) * options.batch_size, len(labels)), len(labels))
     judge.close()
     errors = [error for batch in batches for error in batch.errors]
-    good = np.array([not error for error in errors])
-    if not good.any():
+    good = np.flatnonzero([not error for error in errors])
+    if not len(good):
         raise InputError(
             f"none of {len(errors)} recordings could be read; the first: {recordings.names[0]}: {errors[0]}"
         )
-    probs = np.concatenate([batch.probs for batch in batches], axis=2)[:, :, good]
-    targets = np.array([classes.index(label) for label in labels])[good]
+    return JudgedClips(
+        names=[recordings.names[index] for index in good],
+        paths=[recordings.paths[index] for index in good],
+        targets=np.array([members[0].classes.index(labels[index]) for index in good]),
+        probs=np.concatenate([batch.probs for batch in batches], axis=2)[:, :, good],
+        unreadable=len(errors) - len(good),
+    )
+
+
+def out_of_fold_figures(members: list[Member], judged: list[JudgedClips]) -> dict[str, Any]:
+    """The figures of every clip judged by the member that never saw its speaker."""
+    classes = members[0].classes
+    best = np.concatenate([clips.probs[0, 0].argmax(axis=1) for clips in judged])
+    targets = np.concatenate([clips.targets for clips in judged])
+    return {
+        "source": "out of fold",
+        "clips": len(targets),
+        "single": Accuracy.of(int((best == targets).sum()), len(targets)).to_dict(),
+        "hard": None,
+        "soft": None,
+        "soft_tta": None,
+        "members": [
+            {"member": member.name, **accuracy_of(clips.probs[0, 0], clips.targets).to_dict()}
+            for member, clips in zip(members, judged, strict=True)
+        ],
+        "recall": recalls(best, targets, classes),
+        "confusions": confusions(best, targets, classes),
+    }
+
+
+def ensemble_figures(members: list[Member], judged: JudgedClips, source: str) -> dict[str, Any]:
+    """The figures of members and ensembles on labelled recordings."""
+    probs, targets, classes = judged.probs, judged.targets, members[0].classes
     singles = [accuracy_of(probs[index, 0], targets) for index in range(len(members))]
     mean = sum(single.accuracy for single in singles) / len(singles)
     best = soft_vote(probs).argmax(axis=1)
     return {
+        "source": source,
         "clips": len(targets),
-        "unreadable": int((~good).sum()),
-        "tta": options.tta,
+        "unreadable": judged.unreadable,
+        "tta": probs.shape[1],
         "single": Accuracy.of(mean * len(targets), len(targets)).to_dict(),
         "hard": accuracy_of(hard_vote(probs[:, :1]), targets).to_dict(),
         "soft": accuracy_of(soft_vote(probs[:, :1]), targets).to_dict(),

@@ -93,4 +93,9 @@ def cached_test_split(members: list[Member], cache_dir: str) -> Recordings:
     names = [name.decode() for name in cache.clips["clip_id"][cache.clips["split"] == TEST].tolist()]
     if not names:
         raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
-    return Recordings([os.path.join(cache.index["audio_dir"], name) for name in names], names)
+    return Recordings(cached_paths(cache, names), names)
+
+
+def cached_paths(cache: Cache, clip_ids: list[str]) -> list[str]:
+    """Where the recordings lie that the cache was built from."""
+    return [os.path.join(cache.index["audio_dir"], clip_id) for clip_id in clip_ids]
