@@ -62,6 +62,6 @@ def _dask_client(scheduler: str | None) -> Any:
         raise InputError("--backend dask needs --scheduler ADDRESS, such as tcp://10.0.0.1:8786")
     distributed = require("distributed", "dask")
     try:
-        return distributed.Client(scheduler, timeout=10)
+        return distributed.Client(scheduler, timeout=5)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(f"no Dask scheduler at {scheduler} ({error}); start one with: dask scheduler") from None
