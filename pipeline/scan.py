@@ -34,6 +34,7 @@ def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
             "python -m pipeline.download speech-commands-v0.01 or python -m pipeline.demo_corpus"
         )
     names, sizes, times, ignored = [], [], [], {}
+    prefix = len(os.fsencode(os.path.join(audio_dir, "")))
     labels = [e for e in os.scandir(audio_dir) if e.is_dir() and not e.name.startswith(("_", "."))]
     for label in labels:
         for entry in _walk(label.path):
@@ -41,10 +42,14 @@ def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
                 suffix = os.path.splitext(entry.name)[1].lower() or "no suffix"
                 ignored[suffix] = ignored.get(suffix, 0) + 1
                 continue
-            status = entry.stat()
-            names.append(os.fsencode(os.path.relpath(entry.path, audio_dir).replace(os.sep, "/")))
-            sizes.append(status.st_size)
-            times.append(status.st_mtime_ns)
+            names.append(os.fsencode(entry.path)[prefix:])
+            try:
+                status = entry.stat()
+                sizes.append(status.st_size)
+                times.append(status.st_mtime_ns)
+            except OSError:  # a link to nowhere: decoding will say so
+                sizes.append(-1)
+                times.append(-1)
     if not names:
         raise InputError(f"{audio_dir}: no recordings; expected {audio_dir}/<label>/*{{{','.join(EXTENSIONS)}}}")
     width = max(map(len, names))
@@ -61,7 +66,7 @@ def _walk(folder: str):
             if entry.is_dir(follow_symlinks=False):
                 if not entry.name.startswith(("_", ".")):
                     yield from _walk(entry.path)
-            elif entry.is_file() and not entry.name.startswith("."):
+            elif (entry.is_symlink() or entry.is_file()) and not entry.name.startswith("."):
                 yield entry
 
 
