@@ -14,7 +14,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import atomic_path, file_checksum, read_sealed, write_sealed
-from cache.shard import REBUILD, SCHEMA, map_shard, shard_path
+from cache.shard import REBUILD, SCHEMA, MappedShard, map_shard, shard_path
 
 INDEX = "index.json"
 TRAIN, TEST = 0, 1  # values of the column "split"
@@ -117,7 +117,7 @@ class Cache:
         self.classes: list[str] = self.index["classes"]
         self.clips = self._read_table()
         self._rows_of = {shard["number"]: shard["rows"] for shard in self.index["shards"]}
-        self._mapped: dict[int, np.ndarray] = {}
+        self._mapped: dict[int, MappedShard] = {}
         if check_shards:
             self._check_shards()
 
@@ -152,11 +152,12 @@ class Cache:
 
     def features(self, shard: int) -> np.ndarray:
         """Mapped rows of a shard [shape=(rows, num_views, n_mels, n_frames), dtype=float16], read-only."""
-        mapped = self._mapped.get(shard)
-        if mapped is None:
-            mapped = map_shard(shard_path(self.folder, shard), self.config, self._rows_of[shard])
-            self._mapped[shard] = mapped
-        return mapped
+        return self._map(shard).rows
+
+    def _map(self, shard: int) -> MappedShard:
+        if shard not in self._mapped:
+            self._mapped[shard] = map_shard(self.folder, shard, self.config, self._rows_of[shard])
+        return self._mapped[shard]
 
     def gather(self, clips: np.ndarray, views: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Copy one view of each of some clips.
@@ -177,9 +178,8 @@ class Cache:
         nbytes = 2 * self.config.n_mels * self.config.n_frames
         shards, rows = self.clips["shard"][clips].tolist(), self.clips["row"][clips].tolist()
         for shard, row, view in zip(shards, rows, np.asarray(views).tolist(), strict=True):
-            mapped = self.features(shard)
-            buffer = mapped.base if isinstance(mapped.base, mmap.mmap) else mapped.base.base
-            start = len(buffer) - mapped.nbytes + (row * self.config.num_views + view) * nbytes
+            _, buffer, offset = self._map(shard)
+            start = offset + (row * self.config.num_views + view) * nbytes
             page = start - start % mmap.PAGESIZE
             buffer.madvise(mmap.MADV_WILLNEED, page, start + nbytes - page)
 

@@ -1,16 +1,17 @@
 """Shards: HDF5 files whose rows lie contiguous and uncompressed, so that a reader maps them into memory.
 
 A shard holds the dataset ``features`` (clips, views, n_mels, n_frames), the dataset ``clip_id``, and the attributes
-``schema`` and ``digest``. Beside it lies its sidecar ``shard-00000.json``, written after it, with its row count, its
-SHA-256 and the clips it was built from. A shard is finished when both have their final names.
+``schema``, ``number`` and ``digest``. Beside it lies its sidecar ``shard-00000.json``, written after it, with its row
+count, its SHA-256 and the clips it was built from. A shard is finished when both have their final names.
 """
 
+import math
 import mmap
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -49,7 +50,7 @@ def write_shard(
     """
     path = shard_path(folder, number)
     with atomic_path(path) as temporary:
-        offset, nbytes = _create(temporary, config, clip_ids)
+        offset, nbytes = _create(temporary, number, config, clip_ids)
         handle = os.open(temporary, os.O_RDWR)
         try:
             os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
@@ -65,10 +66,11 @@ def write_shard(
     return {"rows": len(clip_ids), "bytes": size, "checksum": checksum}
 
 
-def _create(path: Path, config: FeatureConfig, clip_ids: list[str]) -> tuple[int, int]:
+def _create(path: Path, number: int, config: FeatureConfig, clip_ids: list[str]) -> tuple[int, int]:
     """Lay out an empty shard; returns offset and size in bytes of its rows."""
     with h5py.File(path, "w", libver="earliest", locking=False, track_order=False) as file:
         file.attrs.create("schema", SCHEMA, dtype="<i4")
+        file.attrs.create("number", number, dtype="<i4")
         file.attrs.create("digest", np.bytes_(config.digest))
         names = np.array([clip_id.encode() for clip_id in clip_ids])
         file.create_dataset("clip_id", data=names, track_times=False)
@@ -92,7 +94,18 @@ def _write_all(handle: int, data: memoryview) -> int:
     return total
 
 
-def map_shard(path: Path, config: FeatureConfig, rows: int) -> np.ndarray:
+class MappedShard(NamedTuple):
+    """A shard in memory."""
+
+    rows: np.ndarray
+    """[shape=(rows, num_views, n_mels, n_frames), dtype=float16], read-only"""
+    buffer: mmap.mmap
+    """The whole file."""
+    offset: int
+    """Of the rows in the file, in bytes."""
+
+
+def map_shard(folder: Path, number: int, config: FeatureConfig, rows: int) -> MappedShard:
     """Map the rows of a shard read-only; nothing that the file points at is followed.
 
     Parameters
@@ -100,40 +113,37 @@ def map_shard(path: Path, config: FeatureConfig, rows: int) -> np.ndarray:
     config : what the shard was built with, according to its index
     rows : how many rows it has, according to its index
 
-    Returns
-    -------
-    np.ndarray [shape=(rows, num_views, n_mels, n_frames), dtype=float16], backed by an ``mmap`` (its `base`)
-
     Raises
     ------
-    InputError : any other schema, digest, layout, type or size
+    InputError : any other schema, number, digest, layout, type or size
     OSError : no such file, no permission
     """
+    path = shard_path(folder, number)
     with open(path, "rb") as raw:
         size = os.fstat(raw.fileno()).st_size
         try:
             with h5py.File(path, "r", locking=False) as file:
-                offset = _check_layout(path, file, config, rows)
+                offset = _check_layout(path, file, number, config, rows)
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path}: not a readable HDF5 shard ({_first_line(error)}); {REBUILD}") from None
         shape = (rows, *config.row_shape)
-        if offset + 2 * int(np.prod(shape, dtype=np.int64)) > size:
+        if offset + 2 * math.prod(shape) > size:
             raise InputError(f"{path}: truncated: {size} bytes; {REBUILD}")
         mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, "<f2", count=int(np.prod(shape)), offset=offset).reshape(shape)
+    return MappedShard(np.ndarray(shape, "<f2", buffer=mapped, offset=offset), mapped, offset)
 
 
-def _check_layout(path: Path, file: h5py.File, config: FeatureConfig, rows: int) -> int:
+def _check_layout(path: Path, file: h5py.File, number: int, config: FeatureConfig, rows: int) -> int:
     """Compare everything that makes a shard mappable with what it must be; returns the rows' offset in bytes."""
 
     def expect(what: str, found: Any, expected: Any) -> None:
         if found != expected:
             raise InputError(f"{path}: {what} {found}, this version reads {expected}; {REBUILD}")
 
-    schema = file.attrs.get("schema")
-    expect("schema", int(schema) if np.ndim(schema) == 0 and isinstance(schema, np.integer) else schema, SCHEMA)
+    expect("schema", _integer(file.attrs.get("schema")), SCHEMA)
+    expect("shard number", _integer(file.attrs.get("number")), number)
     expect("feature digest", bytes(file.attrs.get("digest", b"")).decode("ascii", "replace"), config.digest)
     link = file.id.links.get_info(b"features")
     if link.type != h5py.h5l.TYPE_HARD:
@@ -152,6 +162,10 @@ def _check_layout(path: Path, file: h5py.File, config: FeatureConfig, rows: int)
     if offset is None:
         raise InputError(f"{path}: its features are not allocated; {REBUILD}")
     return offset
+
+
+def _integer(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _first_line(error: Exception) -> str:
