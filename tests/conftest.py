@@ -1,0 +1,84 @@
+"""What several test files share: a synthesised corpus, the recorded speech, and the build as a user runs it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MINI = ROOT.parent / "shared" / "data" / "mini"
+RATE = 16000
+SMALL = ("--n-mels", "16", "--n-fft", "512", "--num-views", "2", "--clips-per-shard", "8", "--folds", "2")
+
+
+def synthesise(word: int, speaker: int, n: int, seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
+    """A clip that differs from every other: a gliding tone per word, pitched per speaker, over some noise."""
+    rng = np.random.default_rng([word, speaker, n])
+    time = np.arange(round(seconds * rate)) / rate
+    pitch = 200 + 150 * word + 10 * speaker
+    tone = np.sin(2 * np.pi * (pitch + 100 * time) * time) * np.hanning(len(time))
+    return np.float32(0.3 * tone + 0.01 * rng.standard_normal(len(time)))
+
+
+def write_corpus(folder: Path, words: list[str], per_word: int = 8, speakers: int = 4) -> Path:
+    """Write ``folder/<word>/<speaker>_nohash_<n>.wav``: 16-bit mono WAV, one second, as in the public corpus."""
+    import soundfile
+
+    for word, name in enumerate(words):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for clip in range(per_word):
+            speaker, n = clip % speakers, clip // speakers
+            path = folder / name / f"{speaker + 0xA0000000:08x}_nohash_{n}.wav"
+            soundfile.write(path, synthesise(word, speaker, n), RATE, subtype="PCM_16")
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """``audio/`` in the test's folder: 3 words of 8 clips by 4 speakers."""
+    return write_corpus(tmp_path / "audio", ["yes", "no", "up"])
+
+
+@pytest.fixture
+def mini() -> Path:
+    """The recorded speech that lies beside the checkout of some machines."""
+    if not MINI.is_dir():
+        pytest.skip(f"no recorded speech at {MINI}")
+    return MINI
+
+
+@pytest.fixture
+def build(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+    """Run build_cache in this process on ``audio/`` into ``cache/``; returns exit status and output."""
+    from pipeline.build_cache import main
+
+    def run(*flags: str, small: tuple[str, ...] = SMALL) -> tuple[int, str]:
+        folders = ("--audio-dir", str(tmp_path / "audio"), "--cache-dir", str(tmp_path / "cache"), "--jobs", "1")
+        capsys.readouterr()
+        status = main([*folders, *small, *flags])
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return run
+
+
+def start(module: str, *flags: object, **kwargs: object) -> subprocess.Popen:
+    """Start ``python -m module`` in the checkout; its output can be read as text."""
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT, **kwargs}
+    return subprocess.Popen([sys.executable, "-m", module, *map(str, flags)], **settings)
+
+
+def checksums(folder: Path) -> dict[str, bytes]:
+    """Content of every shard, clip table and index below `folder`, by file name."""
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in (".h5", ".npy", ".json")
+    }
+
+
+def only_cache(cache_dir: Path) -> Path:
+    """The one cache folder in `cache_dir`."""
+    (folder,) = (path for path in cache_dir.iterdir() if path.is_dir())
+    return folder

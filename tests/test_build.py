@@ -1,0 +1,393 @@
+"""The build: bad input, changed corpora, and the same bits whatever the circumstances."""
+
+import csv
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import MINI, RATE, SMALL, checksums, only_cache, start, synthesise, write_corpus
+
+from cache.index import NO_FOLD, TEST, Cache
+from pipeline.decode import read_clip
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and modification time of every shard: equal where it was not written again."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in only_cache(folder).glob("*.h5")}
+
+
+def clip_ids(cache: Cache) -> set[str]:
+    return {name.decode() for name in cache.clips["clip_id"].tolist()}
+
+
+def rejected(folder: Path) -> dict[str, str]:
+    path = only_cache(folder) / "rejected.csv"
+    with open(path, encoding="utf-8", newline="") as file:
+        return {row["file"]: row["reason"] for row in csv.DictReader(file)} if path.exists() else {}
+
+
+def features_of(cache: Cache) -> dict[str, bytes]:
+    """Every clip's stored bits."""
+    rows = {shard: cache.features(shard) for shard in np.unique(cache.clips["shard"]).tolist()}
+    return {clip["clip_id"].decode(): rows[int(clip["shard"])][clip["row"]].tobytes() for clip in cache.clips}
+
+
+def one_line(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()]
+    assert len(lines) == 1, output
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def remove_audio(audio: Path) -> None:
+    shutil.rmtree(audio)
+
+
+def empty_audio(audio: Path) -> None:
+    shutil.rmtree(audio)
+    (audio / "yes").mkdir(parents=True)
+
+
+def one_class(audio: Path) -> None:
+    for name in ("no", "up"):
+        shutil.rmtree(audio / name)
+
+
+def few_clips(audio: Path) -> None:
+    for path in sorted((audio / "up").iterdir())[1:]:
+        path.unlink()
+
+
+REFUSED = {
+    "no corpus": (remove_audio, (), "no such folder; put recordings into"),
+    "empty folder": (empty_audio, (), "no recordings; expected"),
+    "one class": (one_class, (), "one label only (yes)"),
+    "a class with fewer clips than folds": (few_clips, (), "fewer speakers (or clips) than the 2 folds for: up (1)"),
+    "one fold": (None, ("--folds", "1"), "--folds 1; expected 2 or more"),
+    "no jobs": (None, ("--jobs", "0"), "--jobs 0; expected"),
+    "no clips in a shard": (None, ("--clips-per-shard", "0"), "--clips-per-shard 0; expected 1 or more"),
+    "too many mels": (None, ("--n-mels", "200"), "mel filters empty; --n-fft 1024 is the smallest"),
+    "official without a list": (None, ("--split", "official"), "validation_list.txt names no clip"),
+    "a scheduler that is not there": (
+        None,
+        ("--backend", "dask", "--scheduler", "tcp://127.0.0.1:9"),
+        "no Dask scheduler at tcp://127.0.0.1:9",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_line(corpus, build, name):
+    """What cannot be built is one line with the remedy and exit status 2, and no cache that looks finished."""
+    damage, flags, expected = REFUSED[name]
+    if damage:
+        damage(corpus)
+    status, output = build(*flags)
+    assert status == 2
+    assert expected in one_line(output)
+    assert not list(corpus.parent.glob("cache/*/index.json"))
+
+
+def test_refusal_loses_nothing(corpus, build):
+    """A corpus that became invalid leaves the finished cache as it was."""
+    assert build()[0] == 0
+    before = checksums(corpus.parent / "cache")
+    one_class(corpus)
+    assert build()[0] == 2
+    assert checksums(corpus.parent / "cache") == before
+
+
+def test_names_that_are_not_utf8_are_refused(corpus, build):
+    """A file name that no JSON can hold is named; nothing is built under another name."""
+    os.rename(next((corpus / "yes").iterdir()), os.fsencode(corpus / "yes") + b"/\xff.wav")
+    status, output = build()
+    assert status == 2
+    assert "is not UTF-8; rename it" in one_line(output)
+
+
+def test_read_only_target(corpus, build, tmp_path):
+    """A target that cannot be written is one line that says so."""
+    target = tmp_path / "cache"
+    target.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", target], capture_output=True).returncode:
+        pytest.skip("mounting a read-only file system needs root")
+    try:
+        status, output = build()
+    finally:
+        subprocess.run(["umount", target], check=True)
+    assert status == 2
+    assert "cannot write (Read-only file system); choose another --cache-dir" in one_line(output)
+
+
+def test_target_below_a_file(corpus, build, tmp_path):
+    """So is one whose folder is a file."""
+    (tmp_path / "cache").write_text("")
+    status, output = build()
+    assert status == 2
+    assert "choose another --cache-dir" in one_line(output)
+
+
+def write_odd_clips(audio: Path) -> None:
+    """Clips that are unusual but good."""
+    (audio / "größe").mkdir()
+    for n in range(4):
+        soundfile.write(audio / "größe" / f"ä{n}.wav", synthesise(7, n, 0), RATE)
+    stereo = np.stack([synthesise(8, 0, 0, rate=44100), synthesise(8, 1, 0, rate=44100)], axis=1)
+    soundfile.write(audio / "yes" / "stereo44.wav", stereo, 44100)
+    soundfile.write(audio / "yes" / "eight-bit.wav", synthesise(9, 0, 0), RATE, subtype="PCM_U8")
+    soundfile.write(audio / "yes" / "short.wav", synthesise(10, 0, 0, 0.3), RATE)
+    soundfile.write(audio / "yes" / "long.wav", synthesise(11, 0, 0, 7), RATE)
+    soundfile.write(audio / "yes" / "silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(audio / "no" / "float.flac", synthesise(12, 0, 0), RATE)
+    soundfile.write(audio / "yes" / "same.wav", synthesise(13, 0, 0), RATE)
+    soundfile.write(audio / "no" / "same.wav", synthesise(14, 0, 0), RATE)
+    (audio / "yes" / "deep").mkdir()
+    soundfile.write(audio / "yes" / "deep" / "UPPER.WAV", synthesise(15, 0, 0), RATE)
+    (audio / "yes" / "notes.txt").write_text("no recording")
+    (audio / "_background_noise_").mkdir()
+    soundfile.write(audio / "_background_noise_" / "hum.wav", synthesise(16, 0, 0, 3), RATE)
+
+
+def test_odd_clips_are_taken(corpus, build, tmp_path):
+    """Stereo, other rates, 8 bits, short, long, silent, FLAC, subfolders, non-ASCII: all are rows, and are counted."""
+    write_odd_clips(corpus)
+    status, output = build()
+    assert status == 0, output
+    cache = Cache(only_cache(tmp_path / "cache"))
+    assert len(cache.clips) == 24 + 4 + 9
+    assert cache.classes == ["größe", "no", "up", "yes"]
+    assert {"größe/ä0.wav", "yes/same.wav", "no/same.wav", "yes/deep/UPPER.WAV"} < clip_ids(cache)
+    assert "1 padded, 1 cropped, 1 resampled, 1 silent, 0 rejected" in output
+    assert "ignored files that are no .wav, .flac or .ogg: 1 .txt" in output
+    assert cache.config.noise
+    rows = features_of(cache)
+    assert not any(rows["yes/silent.wav"][: 2 * 16 * 16])
+    assert rows["yes/same.wav"] != rows["no/same.wav"]
+
+
+def write_bad_clips(audio: Path) -> dict[str, str]:
+    """Files that are no clips; returns the reason to expect for each."""
+    folder = audio / "yes"
+    (folder / "zero.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("this is not a recording" * 100)
+    (folder / "cut.wav").write_bytes(next(folder.iterdir()).read_bytes()[:20])
+    (folder / "header-only.wav").write_bytes(next(folder.glob("*nohash*")).read_bytes()[:40] + bytes(4))
+    (folder / "link.wav").symlink_to(folder / "link.wav")
+    soundfile.write(folder / "nan.wav", np.full(RATE, np.nan, np.float32), RATE, subtype="FLOAT")
+    soundfile.write(folder / "infinite.wav", np.full(RATE, np.inf, np.float32), RATE, subtype="FLOAT")
+    return {
+        "yes/zero.wav": "not decodable",
+        "yes/text.wav": "not decodable",
+        "yes/cut.wav": "not decodable",
+        "yes/header-only.wav": "no samples",
+        "yes/link.wav": "Too many levels of symbolic links",
+        "yes/nan.wav": "not finite",
+        "yes/infinite.wav": "not finite",
+    }
+
+
+def test_bad_clips_are_listed_and_the_rest_is_built(corpus, build, tmp_path):
+    """Each bad file stands in rejected.csv with its reason; the index covers the good ones; the exit status is 1."""
+    expected = write_bad_clips(corpus)
+    status, output = build()
+    assert status == 1, output
+    found = rejected(tmp_path / "cache")
+    assert found.keys() == expected.keys()
+    assert all(expected[name] in reason for name, reason in found.items())
+    assert len(Cache(only_cache(tmp_path / "cache")).clips) == 24
+    assert "7 rejected" in output
+    assert build("--skip-bad")[0] == 0
+    assert "built 1 clips" in build()[1], "the one that the system refused to read"
+
+
+def test_repaired_clips_are_all_that_is_touched(corpus, build, tmp_path):
+    """A repaired and a removed bad file clear the list; nothing else is built again."""
+    write_bad_clips(corpus)
+    build()
+    before = state(tmp_path / "cache")
+    for path in corpus.glob("yes/*.wav"):
+        if "nohash" not in path.name and path.name != "zero.wav":
+            path.unlink()
+    soundfile.write(corpus / "yes" / "zero.wav", synthesise(7, 0, 0), RATE)
+    status, output = build()
+    assert status == 0
+    assert "built 1 clips" in output
+    assert not (only_cache(tmp_path / "cache") / "rejected.csv").exists()
+    assert before.items() < state(tmp_path / "cache").items()
+
+
+def test_all_clips_bad(corpus, build, tmp_path):
+    """Where no file is good, the build says so after listing why."""
+    for path in corpus.glob("*/*.wav"):
+        path.write_bytes(b"RIFF")
+    status, output = build()
+    assert status == 2
+    assert "no usable recording" in output
+    assert len(rejected(tmp_path / "cache")) == 24
+
+
+def test_unreadable_files_are_tried_again(corpus, build, tmp_path):
+    """A file that the system refused is read at the next build although its own size and time did not change."""
+    link, target = corpus / "yes" / "link.wav", corpus / "no" / "00000001_nohash_0.wav"
+    soundfile.write(target, synthesise(7, 0, 0), RATE)
+    os.symlink(target, link)
+    target.rename(corpus / "away")
+    assert build()[0] == 1
+    (corpus / "away").rename(target)
+    assert build()[0] == 0
+    assert {"yes/link.wav", "no/00000001_nohash_0.wav"} < clip_ids(Cache(only_cache(tmp_path / "cache")))
+
+
+def test_added_modified_and_removed_clips(corpus, build, tmp_path):
+    """Only what a change touches is built; every row then equals that of a cache built from nothing."""
+    build()
+    before = state(tmp_path / "cache")
+    soundfile.write(corpus / "up" / "new_0.wav", synthesise(7, 0, 0), RATE)
+    modified = sorted((corpus / "no").iterdir())[0]
+    soundfile.write(modified, synthesise(7, 1, 0), RATE)
+    sorted((corpus / "yes").iterdir())[0].unlink()
+    status, output = build()
+    assert status == 0
+    assert "built 2 clips" in output
+    assert before.items() < state(tmp_path / "cache").items()
+    updated = Cache(only_cache(tmp_path / "cache"))
+    assert build("--cache-dir", str(tmp_path / "fresh"))[0] == 0
+    fresh = Cache(only_cache(tmp_path / "fresh"))
+    assert features_of(updated) == features_of(fresh)
+    assert updated.classes == fresh.classes
+
+
+def test_shards_without_living_rows_are_removed(corpus, build, tmp_path):
+    """When every clip of a shard is gone, so is the shard."""
+    build()
+    for path in (corpus / "no").iterdir():
+        soundfile.write(path, synthesise(7, 0, len(path.name)), RATE)
+    before = state(tmp_path / "cache").keys()
+    assert build()[0] == 0
+    assert state(tmp_path / "cache").keys() == before - {"shard-00000.h5"} | {"shard-00003.h5"}
+
+
+def test_check_content(corpus, build, tmp_path):
+    """Content that changed behind an unchanged size and time is noticed with --check-content, and only then."""
+    path = sorted((corpus / "no").iterdir())[0]
+    build()
+    times = path.stat()
+    soundfile.write(path, synthesise(7, 0, 0), RATE)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "built 0 clips" in build()[1]
+    assert "built 8 clips" in build("--check-content")[1]
+    assert "built 0 clips" in build("--check-content")[1]
+    assert build("--cache-dir", str(tmp_path / "fresh"))[0] == 0
+    caches = [Cache(only_cache(tmp_path / name)) for name in ("cache", "fresh")]
+    assert features_of(caches[0]) == features_of(caches[1])
+
+
+def test_another_configuration_goes_to_another_folder(corpus, build, tmp_path):
+    """A changed flag never mixes with, or touches, what was built before."""
+    build()
+    before = checksums(tmp_path / "cache")
+    for flags in (["--seed", "1"], ["--width", "8"], ["--num-views", "1"], ["--n-fft", "1024"]):
+        assert build(*flags)[0] == 0
+    folders = sorted((tmp_path / "cache").iterdir())
+    assert len(folders) == 5
+    assert any(checksums(folder) == before for folder in folders)
+
+
+def test_another_corpus_is_refused(corpus, build, tmp_path):
+    """A cache folder belongs to one corpus."""
+    build()
+    other = write_corpus(tmp_path / "other", ["left", "right"])
+    status, output = build("--audio-dir", str(other))
+    assert status == 2
+    assert "holds another corpus" in one_line(output)
+
+
+def test_known_speakers_keep_their_fold(corpus, build, tmp_path):
+    """Clips and speakers that are added later do not move those that have been assigned."""
+    build()
+    before = {clip["speaker"]: clip["fold"] for clip in Cache(only_cache(tmp_path / "cache")).clips}
+    write_corpus(corpus, ["yes", "no", "up"], per_word=27, speakers=9)
+    assert build()[0] == 0
+    clips = Cache(only_cache(tmp_path / "cache")).clips
+    after = {clip["speaker"]: clip["fold"] for clip in clips}
+    assert len(after) == 9
+    assert before.items() < after.items()
+    assert {len({c["fold"] for c in clips if c["speaker"] == s}) for s in after} == {1}
+
+
+def test_official_split(corpus, build, tmp_path):
+    """The corpus's own lists become the test split and the one fold; everything else is never held out."""
+    test, validation = ("no/a0000001_nohash_0.wav", "up/a0000002_nohash_1.wav"), ("yes/a0000000_nohash_0.wav",)
+    (corpus / "testing_list.txt").write_text("\n".join(test) + "\n")
+    (corpus / "validation_list.txt").write_text("\n".join(validation) + "\n")
+    assert build("--split", "official")[0] == 0
+    clips = Cache(only_cache(tmp_path / "cache")).clips
+    names = np.array([name.decode() for name in clips["clip_id"].tolist()])
+    assert set(names[clips["split"] == TEST]) == set(test)
+    assert set(names[clips["fold"] == 0]) == set(validation)
+    assert (clips["fold"][~np.isin(names, validation)] == NO_FOLD).all()
+
+
+def test_views_differ_and_view_0_is_the_clip(corpus, build, tmp_path):
+    """View 0 is the clean clip's log-mel to the bit; every other view is another rendering of it."""
+    import torch
+
+    from pipeline.features import LogMel
+
+    build("--num-views", "3")
+    cache = Cache(only_cache(tmp_path / "cache"))
+    out = torch.empty(16, 16, dtype=torch.float16)
+    for clip in cache.clips:
+        rows = cache.features(int(clip["shard"]))[clip["row"]]
+        LogMel(cache.config)(read_clip(str(corpus / clip["clip_id"].decode()), cache.config).samples, out)
+        assert np.array_equal(rows[0], out.numpy())
+        assert len({row.tobytes() for row in rows}) == 3
+
+
+@pytest.mark.parametrize("jobs", [2, 4])
+def test_same_bits_whatever_the_number_of_jobs(corpus, build, tmp_path, jobs):
+    """Every file of the cache is the same to the bit for one process and for several."""
+    assert build()[0] == 0
+    flags = (*SMALL, "--audio-dir", corpus, "--cache-dir", tmp_path / "many", "--jobs", jobs)
+    process = start("pipeline.build_cache", *flags)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert checksums(tmp_path / "many") == checksums(tmp_path / "cache")
+
+
+def test_same_bits_whatever_the_order_of_the_file_system(corpus, build, tmp_path):
+    """tmpfs lists the newest file first: two corpora written in different orders give the same shards and table."""
+    folders = [Path("/dev/shm") / f"melshard-{os.getpid()}-{n}" for n in range(2)]
+    files = sorted(path.relative_to(corpus) for path in corpus.glob("*/*.wav"))
+    try:
+        for seed, folder in enumerate(folders):
+            random.Random(seed).shuffle(files)
+            for file in files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(corpus / file, folder / file)
+            assert build("--audio-dir", str(folder), "--cache-dir", str(tmp_path / f"cache{seed}"))[0] == 0
+        orders = [[path.name for path in os.scandir(folder / "yes")] for folder in folders]
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    if orders[0] == orders[1]:
+        pytest.skip("this file system lists both in the same order")
+    contents = [checksums(tmp_path / f"cache{seed}") for seed in range(2)]
+    for content in contents:
+        content.pop("index.json")  # it records the audio folder
+    assert contents[0] == contents[1]
+
+
+def test_recorded_speech(mini, build, tmp_path):
+    """The real corpus in FLAC goes through whole: every clip, every speaker in one fold."""
+    assert build("--audio-dir", str(MINI), "--n-mels", "32")[0] == 0
+    cache = Cache(only_cache(tmp_path / "cache"))
+    assert len(cache.clips) == 370
+    assert len(np.unique(cache.clips["speaker"])) == 56
+    pairs = {(clip["speaker"], int(clip["fold"])) for clip in cache.clips}
+    assert len(pairs) == 56

@@ -1,0 +1,158 @@
+"""The fast log-mel against librosa in double precision, and decoding against libsndfile."""
+
+import warnings
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import RATE
+
+from cache.cli import InputError
+from cache.config import FeatureConfig
+from pipeline.decode import loudest_window, read_clip, read_recording, resample
+from pipeline.features import LogMel
+
+CONFIGS = [
+    FeatureConfig(),
+    FeatureConfig(n_mels=64, n_frames=64),
+    FeatureConfig(n_mels=64, n_frames=32, n_fft=1024),
+    FeatureConfig(n_mels=32, n_frames=32, n_fft=512, top_db=60.0),
+    FeatureConfig(n_mels=40, n_frames=101, n_fft=400, fmin=50.0),
+]
+TIME = np.arange(RATE) / RATE
+
+
+def sine(hertz: float, level: float) -> np.ndarray:
+    return level * np.sin(2 * np.pi * hertz * TIME)
+
+
+SIGNALS = {
+    "noise": np.random.default_rng(0).uniform(-1, 1, RATE),
+    "faint noise": 1e-4 * np.random.default_rng(1).standard_normal(RATE),
+    "click": np.eye(1, RATE, 8000)[0],
+    "click at the start": np.eye(1, RATE, 0)[0],
+    "click at the end": np.eye(1, RATE, RATE - 1)[0],
+    "full-scale sine": sine(440, 1),
+    "full-scale sine below the first filter": sine(5, 1),
+    "full-scale sine at the top": sine(7990, 1),
+    "faint sine": sine(1000, 2**-15),
+    "square": np.sign(sine(100, 1)),
+    "one bit": np.eye(1, RATE, 5000)[0] * 2**-15,
+    "half silent": np.where(TIME < 0.5, np.random.default_rng(2).uniform(-1, 1, RATE), 0),
+    "offset": np.full(RATE, 0.5),
+}
+
+
+def reference(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """librosa's calls in float64, as the design defines the features."""
+    padded = np.zeros(config.hop_length * (config.n_frames - 1))
+    padded[: len(samples)] = samples
+    power = librosa.feature.melspectrogram(
+        y=padded,
+        sr=config.sample_rate,
+        n_fft=config.n_fft,
+        hop_length=config.hop_length,
+        n_mels=config.n_mels,
+        fmin=config.fmin,
+        fmax=config.fmax,
+        center=True,
+        pad_mode="constant",
+        dtype=np.float64,
+    )
+    decibels = librosa.power_to_db(power, top_db=config.top_db)
+    centred = decibels - decibels.mean()
+    return centred / centred.std() if decibels.max() > decibels.min() else np.zeros_like(decibels)
+
+
+def assert_equals_librosa(samples: np.ndarray, config: FeatureConfig) -> None:
+    samples = samples.astype(np.float32)
+    out = torch.empty(config.n_mels, config.n_frames, dtype=torch.float16)
+    LogMel(config)(samples, out)
+    expected = reference(samples, config)
+    error = np.abs(out.numpy().astype(np.float64) - expected) / np.maximum(1, np.abs(expected))
+    assert error.max() <= 2 * 2**-10
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.n_mels}x{config.n_frames}-{config.n_fft}")
+@pytest.mark.parametrize("name", SIGNALS)
+def test_equals_librosa(name, config):
+    """Every kind of signal stays within two float16 steps of librosa in double precision."""
+    assert_equals_librosa(SIGNALS[name], config)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_librosa_on_random_clips(seed):
+    """So do random mixtures of tones, noise and silence at random levels."""
+    rng = np.random.default_rng(seed)
+    samples = rng.standard_normal(RATE) * 10 ** rng.uniform(-6, 0)
+    for _ in range(rng.integers(1, 6)):
+        samples += sine(rng.uniform(20, 8000), 10 ** rng.uniform(-4, 0))
+    start, stop = sorted(rng.integers(0, RATE, 2))
+    samples[start:stop] *= rng.choice([0, 1])
+    assert_equals_librosa(samples / max(1, np.abs(samples).max()), CONFIGS[seed % len(CONFIGS)])
+
+
+def test_equals_librosa_on_speech(mini):
+    """So does recorded speech."""
+    files = sorted(mini.glob("*/*.flac"))[::25]
+    assert len(files) > 10
+    for path in files:
+        assert_equals_librosa(read_clip(str(path), CONFIGS[0]).samples, CONFIGS[0])
+
+
+def test_silence_is_all_zeros():
+    """A silent clip has features of zeros, not of NaN."""
+    out = torch.ones(224, 224, dtype=torch.float16)
+    LogMel(FeatureConfig())(np.zeros(RATE, np.float32), out)
+    assert not out.any()
+
+
+def test_one_object_keeps_no_memory_of_earlier_clips():
+    """The result does not depend on what the buffers held before, so that any order gives the same bits."""
+    config, (first, second) = CONFIGS[1], (SIGNALS["square"].astype("f4"), SIGNALS["noise"].astype("f4"))
+    log_mel, alone, after = LogMel(config), torch.empty(64, 64), torch.empty(64, 64)
+    LogMel(config)(second, alone)
+    for clip in (first, np.zeros_like(first), second):
+        log_mel(clip, after)
+    assert torch.equal(alone, after)
+
+
+def test_empty_filter_is_refused_with_the_smallest_fft_that_works():
+    """The remedy in the message really is the smallest power of two that librosa has no empty filter for."""
+    with pytest.raises(InputError, match=r"leaves \d+ mel filters empty; --n-fft 1024 is the smallest"):
+        LogMel(FeatureConfig(n_mels=224, n_fft=512))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        empty = {n: (~librosa.filters.mel(sr=RATE, n_fft=n, n_mels=224).any(axis=1)).any() for n in (512, 1024)}
+    assert empty == {512: True, 1024: False}
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+def test_resample_equals_librosa(rate):
+    """Resampling gives librosa's soxr_hq samples."""
+    samples = np.random.default_rng(rate).standard_normal(rate).astype(np.float32)
+    expected = librosa.resample(samples, orig_sr=rate, target_sr=RATE, res_type="soxr_hq")
+    assert np.array_equal(resample(samples, rate, FeatureConfig())[:RATE], expected)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 15999, 16000])
+def test_plain_wav_equals_libsndfile(tmp_path: Path, frames):
+    """The quick way through a plain WAV file gives libsndfile's samples to the bit, at every 16-bit value."""
+    values = np.resize(np.arange(-(2**15), 2**15, dtype=np.int16)[:: max(1, 2**16 // frames)], frames)
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, values, RATE, subtype="PCM_16")
+    expected, _ = soundfile.read(path, dtype="float32")
+    samples, rate = read_recording(str(path))
+    assert np.array_equal(samples, expected)
+    assert rate == RATE
+
+
+def test_loudest_window():
+    """The window is where a plain search over all windows finds most energy, the first of equals."""
+    samples = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    energies = [float(np.square(samples[i : i + 100], dtype=np.float64).sum()) for i in range(201)]
+    assert loudest_window(samples, 100) == int(np.argmax(energies))
+    assert loudest_window(np.zeros(300, np.float32), 100) == 0
