@@ -16,6 +16,7 @@ _FREE = {  # flags that a resumed run may change
     "device",
     "checkpoint_minutes",
     "patience",
+    "tensorboard",
 }
 
 
@@ -50,6 +51,7 @@ class TrainOptions:
     compile: bool = flag(False, "compile the model with torch.compile")
     patience: int = flag(0, "stop after this many epochs without a better validation (0: never)")
     checkpoint_minutes: float = flag(10.0, "minutes between checkpoints within an epoch")
+    tensorboard: bool = flag(False, "also write TensorBoard event files into the fold's folder (extra [tensorboard])")
     runs_dir: str = flag("runs", "where run folders are")
     name: str | None = flag(None, "name of the run (default: model-n_mels x width)")
     seed: int = flag(0, "seed of weights, order and augmentation")

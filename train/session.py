@@ -20,6 +20,7 @@ from train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
 from train.data import select_fold
 from train.display import Display
 from train.engine import MAX_NONFINITE, Trainer, run_folder
+from train.events import open_events, write_epoch
 from train.options import TrainOptions
 from train.world import ABORT, CONTINUE, SAVE, STOP, Agreement, StopSignal, World
 
@@ -75,6 +76,7 @@ class _Session:
             self.trainer.restore(saved["state"])
             self.best = saved["best"]
             self._announce_resume(saved["state"])
+        self.events = open_events(self.folder, self.trainer.step) if options.tensorboard and world.speaks else None
         if world.speaks:
             self._truncate_metrics(saved["epochs_logged"] if saved else 0)
             self._write_config()
@@ -178,6 +180,8 @@ class _Session:
                 self._save_best(judged)
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+            if self.events:
+                write_epoch(self.events, entry)
             self.display.epoch(entry, better)
             patience_over = 0 < self.options.patience <= entry["epoch"] - self.best["epoch"]
         patience_over = world.gather(patience_over)[0]
