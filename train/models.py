@@ -1,7 +1,9 @@
 """timm models by name, for one-channel spectrograms."""
 
 import difflib
+import logging
 import os
+import textwrap
 
 import torch
 
@@ -36,26 +38,62 @@ def create_model(
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5) or ["resnet18", "dla60_res2next"]
         raise InputError(f"unknown model {name!r}; similar: {', '.join(close)}; all: timm.list_models()")
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag
+        model = name.partition(".")[0]
+        tags = timm.list_pretrained(f"{model}.*") or [model]
+        raise InputError(f"unknown model {name!r}; known: {', '.join(tags)}") from None
     settings: dict = {"in_chans": 1, "num_classes": classes}
-    known = timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size:
         settings["img_size"] = size
-    if weights and not os.path.isfile(weights):
-        raise InputError(f"--weights {weights}: no such file")
     if weights:
-        settings["pretrained_cfg_overlay"] = {"file": weights}
+        return _create_with_weights(name, settings, weights)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it reports each of its retries
     try:
-        return timm.create_model(name, pretrained=bool(weights or pretrained), **settings)
+        return timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:
-        if not (weights or pretrained):
+        if not pretrained:
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if weights:
-            raise InputError(f"--weights {weights}: not weights of {name} ({reason})") from error
         raise InputError(
-            f"--pretrained: no weights of {name} ({reason}); is there a network? "
+            f"--pretrained: no weights of {name} ({_first_line(error)}); is there a network? "
             "Download them elsewhere and pass --weights FILE"
         ) from error
+
+
+def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Module:
+    """Let timm adapt a file's weights; unlike timm alone, refuse a file that has none for some layer."""
+    import timm
+
+    if not os.path.isfile(path):
+        raise InputError(f"--weights {path}: no such file")
+    try:
+        state = timm.models.load_state_dict(path, weights_only=True)
+    except Exception as error:
+        raise InputError(f"--weights {path}: not a readable weights file ({_first_line(error)})") from error
+    model = timm.create_model(name, **settings)
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    needed = [key for key, _ in model.named_parameters() if not key.startswith(classifier)]
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise InputError(
+            f"--weights {path}: not weights of {name}: {len(missing)} of {len(needed)} tensors are missing, "
+            f"such as {missing[0]}; expected timm's names"
+        )
+    overlay = {"state_dict": {key: value for key, value in state.items() if not key.startswith(classifier)}}
+    overlay["num_classes"] = -1  # so that timm takes this model's classifier, whatever the file's size
+    first = state.get(f"{model.pretrained_cfg.get('first_conv')}.weight")
+    if first is not None and first.ndim == 4:
+        overlay["input_size"] = (first.shape[1], *settings.get("img_size", (224, 224)))
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **settings)
+    except Exception as error:
+        raise InputError(f"--weights {path}: not weights of {name} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return textwrap.shorten((str(error).splitlines() or [type(error).__name__])[0], 200)
 
 
 def fits_input(model: torch.nn.Module, name: str, size: tuple[int, int]) -> None:
@@ -70,8 +108,7 @@ def fits_input(model: torch.nn.Module, name: str, size: tuple[int, int]) -> None
         with torch.no_grad():
             model.eval()(torch.zeros(1, 1, *size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{name} does not take {size[0]} mels x {size[1]} frames: {reason}") from error
+        raise InputError(f"{name} does not take {size[0]} mels x {size[1]} frames: {_first_line(error)}") from error
     model.train(was_training)
 
 
