@@ -1,6 +1,5 @@
 """Checkpoints: tensors and plain types, written atomically, read with ``weights_only=True``."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
     Raises
     ------
-    OSError : the folder is read-only or the disk full; the previous checkpoint stays
+    OSError : the disk is full or the folder read-only; the previous checkpoint stays
     """
     try:
-        with atomic_path(path) as temporary:
-            torch.save({"version": VERSION, **content}, temporary)
-    except RuntimeError as error:  # torch's zip writer reports a full disk so
-        raise OSError(f"{path}: not written ({str(error).splitlines()[0]}); the previous checkpoint stays") from error
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            torch.save({"version": VERSION, **content}, file)
+    except RuntimeError as error:  # torch's zip writer wraps the reason
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -38,7 +37,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; train it with python -m train.run") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except (PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # of a dozen types, by where the file is damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
     version = content.get("version") if isinstance(content, dict) else None
