@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
+import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,6 +19,7 @@ import torch.distributed as dist
 
 from cache.cli import EXIT_ERROR, InputError
 
+_LOST_RANK = re.compile("gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe")
 _GRACE_SECONDS = 20  # torchrun kills a worker 30 s after asking it to stop
 CONTINUE, SAVE, STOP, ABORT = range(4)  # what ranks agree on after a step
 
@@ -87,19 +90,18 @@ class Agreement:
         """Give this step's value; return the maximum over all ranks of the step before."""
         if self._world.world_size == 1:
             return value
-        agreed = CONTINUE
-        if self._work is not None:
-            self._work.wait()
-            agreed = int(self._value)
+        agreed = self.finish()
         self._value = torch.tensor([value])
         self._work = dist.all_reduce(self._value, op=dist.ReduceOp.MAX, async_op=True)
         return agreed
 
-    def finish(self) -> None:
-        """Wait for the exchange that is under way."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
+    def finish(self) -> int:
+        """Wait for the exchange that is under way; returns its maximum."""
+        work, self._work = self._work, None
+        if work is None:
+            return CONTINUE
+        work.wait()
+        return int(self._value)
 
 
 class StopSignal:
@@ -121,7 +123,8 @@ class StopSignal:
 
     def _remember(self, number: int, frame: object) -> None:
         self.number = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     @staticmethod
     def _watch(reader: int) -> None:
@@ -145,28 +148,25 @@ def run_in_world(device: str, body: Callable[[World], int]) -> int:
         with _process_group(world, device):
             return body(world)
     except (InputError, OSError) as error:
-        _show(world, f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
-        return EXIT_ERROR
-    except RuntimeError as error:
-        if isinstance(error, dist.DistBackendError) or "gloo" in str(error):
-            _show(world, f"lost another rank ({str(error).splitlines()[0]})")
-            return 1
-        return _show_bug(world, error)
+        return _show(world, f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
     except Exception as error:
-        return _show_bug(world, error)
+        if isinstance(error, dist.DistError) or (world.world_size > 1 and _LOST_RANK.search(str(error))):
+            return _show(world, f"lost another rank ({str(error).splitlines()[0]})", status=1, cause=False)
+        return _show(world, "".join(traceback.format_exception(error)), status=1)
 
 
-def _show(world: World, message: str) -> None:
-    if world.first_to_fail():
-        where = f"rank {world.rank}: " if world.world_size > 1 and not world.speaks else ""
+def _show(world: World, message: str, *, status: int = EXIT_ERROR, cause: bool = True) -> int:
+    """Print a rank's error where it is the run's first, and hand it to torchrun for its summary; returns `status`."""
+    where = f"rank {world.rank}: " if world.world_size > 1 and not world.speaks else ""
+    if first := world.first_to_fail():
         print(f"error: {where}{message}", file=sys.stderr, flush=True)
-
-
-def _show_bug(world: World, error: Exception) -> int:
-    if world.first_to_fail():
-        print(f"rank {world.rank} of {world.world_size}:", file=sys.stderr)
-        traceback.print_exception(error)
-    return 1
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        # torchrun blames the earliest failure in whole seconds; a killed rank leaves no file, and counts from its end
+        when = int(time.time()) + (-1 if first and cause else 60)
+        content = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(when)}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": content}, file)
+    return status
 
 
 @contextlib.contextmanager
