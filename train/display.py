@@ -2,7 +2,6 @@
 
 import time
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -10,7 +9,7 @@ _EVERY_SECONDS = 0.5
 
 
 class Display:
-    """Speaks on rank 0 and is silent elsewhere. Reads the device's counters without waiting for it."""
+    """Speaks on rank 0 and is silent elsewhere. It never waits for the device."""
 
     def __init__(self, speaks: bool) -> None:
         self._console = Console(quiet=not speaks, soft_wrap=True, highlight=False, markup=False)
@@ -27,22 +26,20 @@ class Display:
         self._task = self._progress.add_task("", numbers="")
         self._shown = self._started = time.monotonic()
         self._first_step = 0
-        self._copy: torch.Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
 
     def line(self, text: str) -> None:
         """Print a line above the live one."""
         self._console.print(text)
 
-    def begin(self, options, cache, trainer, fold_name: str, folder) -> None:
+    def begin(self, trainer, record) -> None:
         """Say what is about to be trained, where."""
         parameters = sum(p.numel() for p in trainer.model.parameters()) / 1e6
-        fold = trainer.fold
+        fold, labels = trainer.fold, len(record.cache.classes)
         place = "on the device" if trainer.batches.resident else "from the mapped cache"
         self.line(
-            f"fold {fold_name}: {options.model} ({parameters:.1f} M parameters), {len(cache.classes)} labels, "
+            f"fold {record.fold_name}: {record.options.model} ({parameters:.1f} M parameters), {labels} labels, "
             f"{len(fold.training):,} training and {len(fold.validation):,} validation clips {place}, "
-            f"{trainer.world.world_size} x {trainer.world.device.type} -> {folder}"
+            f"{trainer.world.world_size} x {trainer.world.device.type} -> {record.folder}"
         )
         self._progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
         self._first_step, self._started = trainer.step, time.monotonic()
@@ -60,27 +57,17 @@ class Display:
         if self._progress.disable or now - self._shown < _EVERY_SECONDS:
             return
         self._shown = now
-        sums = self._read(trainer.sums)
+        losses, correct, clips, *_ = trainer.peek()
         rate = (trainer.step - self._first_step) * trainer.options.batch_size / (now - self._started)
-        numbers = f"lr {trainer.learning_rate():.1e}  {rate:,.0f} clips/s"
-        if sums is not None and sums[2] > 0:
-            numbers = f"loss {sums[0] / sums[2]:.4f}  accuracy {sums[1] / sums[2]:.4f}  " + numbers
+        numbers = f"lr {trainer.learning_rate(trainer.step):.1e}  {rate:,.0f} clips/s"
+        if clips:
+            numbers = f"loss {losses / clips:.4f}  accuracy {correct / clips:.4f}  " + numbers
         self._progress.update(
             self._task,
             completed=trainer.step,
             description=f"epoch {trainer.epoch + 1}/{trainer.options.epochs}",
             numbers=numbers,
         )
-
-    def _read(self, sums: torch.Tensor) -> list[float] | None:
-        """The counters as they were at the last call: the copy of this call is still under way."""
-        if sums.device.type == "cpu":
-            return sums.tolist()
-        ready = self._copy.tolist() if self._copied is not None and self._copied.query() else None
-        if self._copied is None or self._copied.query():
-            self._copy = sums.to("cpu", non_blocking=True)
-            self._copied = torch.cuda.current_stream().record_event()
-        return ready
 
     def validating(self) -> None:
         """Say that the epoch's steps are done and its validation runs."""
@@ -94,7 +81,7 @@ class Display:
             if entry["val_clips"]
             else "nothing held out"
         )
-        skipped = f"  {entry['nonfinite_steps']} steps skipped" if entry["nonfinite_steps"] else ""
+        skipped = f"  {entry['skipped_steps']} steps skipped" if entry["skipped_steps"] else ""
         self.line(
             f"epoch {entry['epoch']:3d}  loss {entry['train_loss']:.4f} accuracy {entry['train_accuracy']:.4f}  "
             f"{judged}{' *' if better else '  '}  {entry['clips_per_second']:,.0f} clips/s{skipped}"

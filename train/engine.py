@@ -5,15 +5,13 @@ continues from any step as if it had never stopped.
 """
 
 import contextlib
+import copy
 import math
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 
 from cache.cli import InputError
@@ -23,9 +21,10 @@ from train.data import Batches, Fold, held_out_batches
 from train.losses import LOSSES, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers
 from train.options import TrainOptions
+from train.precision import amp_dtype, choose_memory_format
 from train.world import World
 
-MAX_NONFINITE = 20  # steps in a row without a finite loss, after which a run stops
+MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run stops; fp16's scale settles in fewer
 
 
 def lr_at(step: int, *, total: int, warmup: int, peak: float) -> float:
@@ -35,18 +34,9 @@ def lr_at(step: int, *, total: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type: bf16 from compute capability 8.0, fp16 below, none on the CPU unless asked for.
-
-    ``torch.cuda.is_bf16_supported()`` is no guide: it is also true where bf16 is emulated.
-    """
-    if amp == "auto":
-        if device.type != "cuda":
-            return None
-        amp = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if amp == "fp16" and device.type != "cuda":
-        raise InputError("--amp fp16 needs a CUDA device; use --amp bf16 or off")
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+def ema_decay(step: int, *, limit: float) -> float:
+    """Decay of the moving average at a step: 1 − (1 + step)^(−2/3), which forgets the start, up to `limit`."""
+    return min(limit, 1 - (1 + step) ** (-2 / 3))
 
 
 class Trainer:
@@ -81,9 +71,11 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
         self.memory_format = choose_memory_format(options, model, world, size, self._dtype)
         self.model = model.to(device, memory_format=self.memory_format)
-        self.ema = ModelEmaV3(self.model, decay=options.ema, use_warmup=True) if options.ema else None
+        self.ema = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None
         self._buffers = flatten_buffers(self.model, device)
         self._buffers_before = self._buffers.clone()
+        self._moving = [*self.model.parameters(), self._buffers]
+        self._averages = [*self.ema.parameters(), flatten_buffers(self.ema, device)] if self.ema else [self._buffers]
         groups = param_groups_weight_decay(self.model, options.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, fused=True)
         scale = 2.0**16 if self._dtype == torch.float16 else 1.0
@@ -92,26 +84,29 @@ class Trainer:
         if world.world_size > 1:
             on_device = [device.index] if device.type == "cuda" else None
             self._forward = DistributedDataParallel(self.model, device_ids=on_device, gradient_as_bucket_view=True)
+            self._forward.broadcast_buffers = False  # not in every step: validate() does it
         if options.compile:
             self._forward = torch.compile(self._forward)
         self._generator = torch.Generator(device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # losses, correct, clips of the epoch
-        self.nonfinite = torch.zeros(2, dtype=torch.int64, device=device)  # skipped steps in all, in a row
+        self.skipped = torch.zeros(2, dtype=torch.float64, device=device)  # steps in all, in a row
+        self._seen = torch.zeros(5, dtype=torch.float64, pin_memory=device.type == "cuda")
+        self._copied: torch.cuda.Event | None = None
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next step belongs to."""
+        """The epoch that the next step belongs to, counted from 0: how many are done."""
         return self.step // self.steps_per_epoch
 
-    def learning_rate(self) -> float:
-        """Learning rate of the next step."""
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step."""
         warmup = min(round(self.options.warmup_epochs * self.steps_per_epoch), self.total_steps // 2)
-        return lr_at(self.step, total=self.total_steps, warmup=warmup, peak=self.options.lr)
+        return lr_at(step, total=self.total_steps, warmup=warmup, peak=self.options.lr)
 
     def train_step(self, features: torch.Tensor, targets: torch.Tensor) -> None:
         """One optimiser step; nothing in it waits for the device.
 
-        Where a gradient is not finite on any rank, weights and BatchNorm statistics stay as they were.
+        Where a gradient is not finite on any rank, weights and BatchNorm statistics stay as they were on all of them.
 
         Parameters
         ----------
@@ -122,8 +117,9 @@ class Trainer:
         x, y = features.float(), soft_targets(targets, len(self.cache.classes), self.options.label_smoothing)
         x, y = batch_augment(x, y, self._generator, self.options)
         x = x.contiguous(memory_format=self.memory_format)
+        learning_rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = learning_rate
         self._buffers_before.copy_(self._buffers)
         with self._autocast():
             logits = self._forward(x)  # (batch, classes)
@@ -131,22 +127,39 @@ class Trainer:
         loss = keep_hardest(losses, self.options.ohem)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
+        (found,) = self.scaler._found_inf_per_device(self.optimizer).values()  # before update(), which forgets it
         self.scaler.update(None if self._dtype == torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(losses.detach(), loss.detach(), logits.detach(), targets)
+        self._count(losses.detach(), logits.detach(), targets, skipped=found > 0)
         if self.ema is not None:
-            self.ema.update(self.model, step=self.step + 1)
+            decay = ema_decay(self.step, limit=self.options.ema)
+            torch._foreach_lerp_(self._averages, [tensor.detach() for tensor in self._moving], 1 - decay)
         self.step += 1
 
-    def _count(self, losses: torch.Tensor, loss: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        finite = loss.isfinite()
-        torch.where(finite, self._buffers, self._buffers_before, out=self._buffers)
+    def _count(
+        self, losses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, *, skipped: torch.Tensor
+    ) -> None:
+        torch.where(skipped, self._buffers_before, self._buffers, out=self._buffers)
         correct = (logits.argmax(dim=1) == targets).sum()
-        seen = torch.stack([losses.double().sum(), correct.double(), finite.double() * len(losses)])
-        self.sums += torch.where(finite, seen, 0.0)
-        skipped = 1 - finite.long()
-        self.nonfinite[0] += skipped
-        self.nonfinite[1] = (self.nonfinite[1] + 1) * skipped
+        seen = torch.stack([losses.double().sum(), correct.double(), torch.ones_like(correct).double() * len(losses)])
+        self.sums += torch.where(skipped, 0.0, seen)
+        self.skipped[0] += skipped
+        self.skipped[1] = (self.skipped[1] + 1) * skipped
+
+    def peek(self) -> list[float]:
+        """Sums and skipped steps as of a few steps ago, without waiting for the device.
+
+        Returns
+        -------
+        list : losses, correct, clips of this rank's epoch; skipped steps in all, in a row
+        """
+        if self._copied is None or self._copied.query():
+            seen = self._seen.tolist()
+            self._seen.copy_(torch.cat([self.sums, self.skipped]), non_blocking=True)
+            if self.world.device.type == "cuda":
+                self._copied = torch.cuda.current_stream().record_event()
+            self._peeked = seen if self.world.device.type == "cuda" else self._seen.tolist()
+        return self._peeked
 
     def _seed_step(self) -> None:
         rank = self.world.rank
@@ -165,9 +178,8 @@ class Trainer:
         dict on rank 0, else None : ``clip`` (n,) indices into the clip table, ``logits`` (n, classes) float32,
             ``target`` (n,) int64, sorted by clip
         """
-        model = self.evaluated()
-        self.world.broadcast([self._buffers, *model.buffers()])
-        model.eval()
+        model = self.evaluated().eval()
+        self.world.broadcast(self._averages[-1:])  # BatchNorm's statistics: each rank has seen other clips
         clips, logits = [np.empty(0, np.int64)], [torch.empty(0, len(self.cache.classes))]
         local = max(1, self.options.batch_size // self.world.world_size)
         with torch.inference_mode(), self._autocast():
@@ -186,7 +198,7 @@ class Trainer:
 
     def evaluated(self) -> torch.nn.Module:
         """The model that is validated and saved: the moving average where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.ema is None else self.ema
 
     def state(self) -> dict[str, Any]:
         """Everything that continues the run, as tensors and plain types; call on all ranks."""
@@ -195,10 +207,10 @@ class Trainer:
             "world_size": self.world.world_size,
             "memory_format": "channels_last" if self.memory_format == torch.channels_last else "contiguous",
             "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "nonfinite": self.nonfinite.cpu(),
+            "skipped": self.skipped.cpu(),
             "sums": self.world.gather(self.sums.cpu()),
         }
 
@@ -207,52 +219,12 @@ class Trainer:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+            self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.nonfinite.copy_(state["nonfinite"])
+        self.skipped.copy_(state["skipped"])
         sums = state["sums"]
         if len(sums) == self.world.world_size:
             self.sums.copy_(sums[self.world.rank])
         else:  # another number of ranks: rank 0 carries the epoch's sums on
             self.sums.copy_(torch.stack(sums).sum(dim=0) if self.world.speaks else torch.zeros_like(self.sums))
-
-
-def choose_memory_format(
-    options: TrainOptions, model: torch.nn.Module, world: World, size: tuple[int, int], dtype: torch.dtype | None
-) -> torch.memory_format:
-    """The memory format asked for; "auto" is channels_last on the CPU and the faster one of a few steps on CUDA."""
-    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    if options.memory_format != "auto":
-        return formats[options.memory_format]
-    if world.device.type == "cpu":
-        return torch.channels_last
-    seconds = {name: _time_steps(model, world, size, dtype, options, chosen) for name, chosen in formats.items()}
-    fastest = torch.tensor(int(seconds["channels_last"] < seconds["contiguous"]), device=world.device)
-    world.broadcast([fastest])
-    return formats["channels_last" if int(fastest) else "contiguous"]
-
-
-def _time_steps(model, world, size, dtype, options, memory_format) -> float:
-    """Seconds of the fastest of five forward and backward passes on the device."""
-    import copy
-
-    trial = copy.deepcopy(model).to(world.device, memory_format=memory_format)
-    x = torch.randn(world.split(options.batch_size), 1, *size, device=world.device)
-    x = x.contiguous(memory_format=memory_format)
-    seconds = []
-    for _ in range(8):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = trial(x).float().logsumexp(dim=1).mean()
-        loss.backward()
-        trial.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[3:])
-
-
-def run_folder(options: TrainOptions, fold: str) -> Path:
-    """Folder of one fold of a run."""
-    return Path(options.runs_dir) / options.run_name / f"fold{fold}"

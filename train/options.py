@@ -6,17 +6,10 @@ from typing import Any
 from cache.cli import InputError, flag
 from train.recipes import RECIPES
 
-_FREE = {  # flags that a resumed run may change
-    "fold",
-    "cache_dir",
-    "cache",
-    "runs_dir",
-    "name",
-    "recipe",
-    "device",
-    "checkpoint_minutes",
-    "patience",
-    "tensorboard",
+_FREE = {  # flags that a resumed run may change; the cache's digests stand for its own
+    *("cache_dir", "cache", "n_mels", "width"),
+    *("fold", "runs_dir", "name", "recipe"),
+    *("device", "checkpoint_minutes", "patience", "tensorboard"),
 }
 
 
@@ -67,6 +60,11 @@ class TrainOptions:
             "spec_augment": (0, 0.9),
             "time_roll": (0, 0.5),
             "ema": (0, 0.999999),
+            "warmup_epochs": (0, 10_000),
+            "weight_decay": (0, 10),
+            "patience": (0, 10_000),
+            "checkpoint_minutes": (0, 100_000),
+            "seed": (0, 2**32 - 1),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -74,6 +72,8 @@ class TrainOptions:
                 raise InputError(f"--{name.replace('_', '-')} {value:g} is out of range; expected {low:g} to {high:g}")
         if self.fold not in ("all", "none") and not self.fold.isdecimal():
             raise InputError(f"--fold {self.fold}; expected a number, all or none")
+        if self.fold.isdecimal():
+            object.__setattr__(self, "fold", str(int(self.fold)))  # 07 is 7
 
     @property
     def n_frames(self) -> int:

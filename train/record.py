@@ -1,0 +1,184 @@
+"""The run folder of one fold: last.pt, best.pt, oof.npz, metrics.jsonl and config.json."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.cli import InputError
+from cache.files import exclusive_lock, remove_leftovers, write_atomic
+from cache.index import Cache
+from train.calibration import fit_temperature
+from train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
+from train.options import TrainOptions
+from train.world import World
+
+
+def run_folder(options: TrainOptions, fold: str) -> Path:
+    """Folder of one fold of a run."""
+    return Path(options.runs_dir) / options.run_name / f"fold{fold}"
+
+
+@contextlib.contextmanager
+def opened_for_writing(folder: Path) -> Iterator[None]:
+    """Hold a run folder; says what to do where it cannot be written.
+
+    Raises
+    ------
+    InputError : another run is at work in it, the disk is full, or no permission
+    """
+    busy = f"{folder}: another run is at work here; wait for it, or choose another --name"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder / ".lock", busy=busy):
+            remove_leftovers(folder)
+            yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space, and the same command continues from the last checkpoint"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            remedy = "choose another --runs-dir"
+        else:
+            raise
+        raise InputError(f"{folder}: cannot write ({error.strerror}); {remedy}") from error
+
+
+class Record:
+    """What a fold leaves behind. Every rank may read; rank 0 alone writes.
+
+    Parameters
+    ----------
+    options : the command's flags
+    cache : the opened cache
+    fold_name : "0", "1", … or "none"
+    """
+
+    def __init__(self, options: TrainOptions, cache: Cache, fold_name: str) -> None:
+        self.options, self.cache, self.fold_name = options, cache, fold_name
+        self.folder = run_folder(options, fold_name)
+        self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "loss": 0.0}
+
+    def load(self) -> dict[str, Any] | None:
+        """Read last.pt, if there is one.
+
+        Raises
+        ------
+        InputError : unreadable, or of another cache or other arguments
+        """
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return None
+        try:
+            saved = load_checkpoint(path)
+        except InputError as error:
+            best = self.folder / "best.pt"
+            kept = f"; the best epoch's weights are in {best}" if best.exists() else ""
+            raise InputError(f"{error}; remove {path} to start this fold again{kept}") from None
+        config, split = self.cache.config.digest, self.cache.index["split"]["digest"]
+        for what, key, expected in (
+            ("feature configuration", "feature_digest", config),
+            ("split", "split_digest", split),
+        ):
+            if saved[key] != expected:
+                raise InputError(
+                    f"{path}: was trained on another {what} ({saved[key][:12]}, the cache's is {expected[:12]}); "
+                    "choose another --name, or the cache with --cache"
+                )
+        differ = [
+            f"--{key.replace('_', '-')} {saved['options'].get(key)} (now {value})"
+            for key, value in self.options.what_matters().items()
+            if saved["options"].get(key) != value
+        ]
+        if differ:
+            raise InputError(f"{path}: was trained with {', '.join(differ)}; use the same, or choose another --name")
+        self.best = saved["best"]
+        return saved
+
+    def finished(self, epochs: int) -> bool:
+        """Whether a fold with so many epochs behind it is done: it has all, or patience has run out."""
+        patience = self.options.patience
+        return epochs >= self.options.epochs or 0 < patience <= epochs - self.best["epoch"]
+
+    def describe_best(self) -> str:
+        """The best epoch in words."""
+        if self.best["accuracy"] is None:
+            return f"epoch {self.best['epoch']}, nothing held out"
+        return f"best validation accuracy {self.best['accuracy']:.4f} (epoch {self.best['epoch']})"
+
+    def _identity(self) -> dict[str, Any]:
+        split = self.cache.index["split"]
+        return {
+            "options": dataclasses.asdict(self.options),
+            "fold": self.fold_name,
+            "features": dataclasses.asdict(self.cache.config),
+            "feature_digest": self.cache.config.digest,
+            "split_digest": split["digest"],
+            "folds": split["folds"],
+            "classes": list(self.cache.classes),
+        }
+
+    def save_last(self, state: dict[str, Any], epochs: int) -> None:
+        """Write last.pt: the trainer's state, and how many lines of metrics.jsonl belong to it."""
+        content = {**self._identity(), "best": self.best, "state": state, "epochs_logged": epochs}
+        save_checkpoint(self.folder / "last.pt", content)
+
+    def keep_if_better(self, entry: dict[str, Any], judged: dict[str, np.ndarray], model: torch.nn.Module) -> bool:
+        """Write oof.npz and best.pt where an epoch is the best so far, by accuracy, then loss."""
+        accuracy, loss, best = entry["val_accuracy"], entry["val_loss"], self.best
+        if accuracy is not None and (accuracy, -loss) <= (best["accuracy"], -best["loss"]):
+            return False
+        self.best = {"epoch": entry["epoch"], "accuracy": accuracy, "loss": loss}
+        identity = self._identity()
+        save_arrays(
+            self.folder / "oof.npz",
+            clip_id=self.cache.clips["clip_id"][judged["clip"]],
+            logits=judged["logits"],
+            target=judged["target"],
+            split_digest=np.array(identity["split_digest"]),
+            classes=np.array(identity["classes"]),
+        )
+        temperature = fit_temperature(judged["logits"], judged["target"])
+        content = {**identity, "best": self.best, "temperature": temperature, "model": model.state_dict()}
+        save_checkpoint(self.folder / "best.pt", content)
+        return True
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def drop_metrics_after(self, epochs: int) -> None:
+        """Drop the lines of epochs that the checkpoint does not know."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if len(lines) != epochs:
+            write_atomic(path, "".join(lines[:epochs]).encode())
+
+    def write_config(self, world: World) -> None:
+        """Write config.json: arguments, versions, device and git commit."""
+        import timm
+
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = None
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        content = {
+            **self._identity(),
+            "cache": str(self.cache.folder.resolve()),
+            "world_size": world.world_size,
+            "device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "cpu",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
+            "git_commit": commit,
+        }
+        write_atomic(self.folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
