@@ -14,7 +14,7 @@ def assign_folds(
     """Distribute groups over folds so that every fold has about the same share of every class.
 
     Greedy, largest group first: a group goes to the fold that has least of the group's classes, as in
-    scikit-learn's StratifiedGroupKFold, but in one pass of small products and with groups that keep their fold.
+    scikit-learn's StratifiedGroupKFold. Groups of one clip come last, a class at a time, as a whole.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def assign_folds(
     groups : speaker (or clip_id) of each clip [shape=(n,), dtype=bytes]
     folds : number of folds, 2 or more
     seed : orders groups of equal size
-    known : group → fold, from an earlier build
+    known : group → fold, from an earlier build; they keep it
 
     Returns
     -------
@@ -32,40 +32,64 @@ def assign_folds(
     ------
     InputError : a class is missing from a fold, because it has fewer groups than folds
     """
-    names, group_of = np.unique(groups, return_inverse=True)
-    counts = np.zeros((len(names), len(classes)))
-    np.add.at(counts, (group_of, targets), 1)
-    few = [f"{classes[c]} ({n})" for c, n in enumerate((counts > 0).sum(axis=0)) if n < folds]
-    if few:
+    names, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    pairs, counts = np.unique(group_of * len(classes) + targets, return_counts=True)  # sorted by group, then class
+    pair_class = pairs % len(classes)
+    few = np.bincount(pair_class, minlength=len(classes))
+    if (few < folds).any():
         raise InputError(
-            f"fewer speakers (or clips) than the {folds} folds for: {', '.join(few)}; "
+            f"fewer speakers (or clips) than the {folds} folds for: "
+            f"{', '.join(f'{classes[c]} ({few[c]})' for c in np.flatnonzero(few < folds))}; "
             "add recordings, remove the class, or use fewer --folds or --group-by none"
         )
-    share = counts / counts.sum(axis=0)
+    total = np.bincount(targets, minlength=len(classes))
+    share = counts / total[pair_class]
+    first = np.searchsorted(pairs, np.arange(len(names) + 1) * len(classes))  # of each group's pairs
+    fold_of = np.array([known.get(name, NO_FOLD) for name in names.tolist()], np.int16)
+    fold_of[fold_of >= folds] = NO_FOLD
     filled = np.zeros((folds, len(classes)))
-    fold_of = np.full(len(names), NO_FOLD, np.int16)
+    placed = fold_of[group_of] != NO_FOLD
+    np.add.at(filled, (fold_of[group_of[placed]], targets[placed]), 1 / total[targets[placed]])
     ties = [hashlib.sha256(b"%d/%b" % (seed, name)).digest()[:8] for name in names.tolist()]
-    order = sorted(range(len(names)), key=lambda g: (-counts[g].sum(), ties[g]))
-    for group in order:
-        fold = known.get(bytes(names[group]), NO_FOLD)
-        if 0 <= fold < folds:
-            fold_of[group] = fold
-            filled[fold] += share[group]
-    for group in order:
-        if fold_of[group] == NO_FOLD:
-            level = filled @ share[group]
-            fold = int(np.lexsort((filled.sum(axis=1), level))[0])
-            fold_of[group] = fold
-            filled[fold] += share[group]
+    order = np.lexsort((np.array(ties, "S8"), -sizes))
+    order = order[fold_of[order] == NO_FOLD]
+    for group in order[sizes[order] > 1].tolist():
+        part = slice(first[group], first[group + 1])
+        level = filled[:, pair_class[part]] @ share[part]
+        fold = np.lexsort((filled.sum(axis=1), level))[0]
+        fold_of[group] = fold
+        filled[fold, pair_class[part]] += share[part]
+    singles = order[sizes[order] == 1]
+    single_class = pair_class[first[singles]]
+    for target in np.unique(single_class).tolist():
+        chosen = singles[single_class == target]
+        fold_of[chosen] = _level_up(filled[:, target] * total[target], filled.sum(axis=1), len(chosen))
+        filled[:, target] += np.bincount(fold_of[chosen], minlength=folds) / total[target]
     result = fold_of[group_of]
-    for fold in range(folds):
-        missing = np.setdiff1d(np.arange(len(classes)), targets[result == fold])
-        if len(missing):
-            names_missing = ", ".join(classes[c] for c in missing)
-            raise InputError(
-                f"fold {fold} would hold no clip of: {names_missing}; use fewer --folds or --group-by none"
-            )
+    _check_folds(result, targets, folds, classes)
     return result
+
+
+def _level_up(level: np.ndarray, tie: np.ndarray, count: int) -> np.ndarray:
+    """The folds that `count` clips of a class go to, each to the fold that then has fewest of it.
+
+    Parameters
+    ----------
+    level : clips of the class that each fold has [shape=(folds,)]
+    tie : of folds at the same level, the one with the smallest comes first [shape=(folds,)]
+    """
+    slots = np.ceil(level.max() - level + count / len(level)).astype(int) + 1
+    fold = np.repeat(np.arange(len(level)), slots)
+    height = level[fold] + np.arange(len(fold)) - np.repeat(np.cumsum(slots) - slots, slots)
+    return fold[np.lexsort((tie[fold], height))[:count]]
+
+
+def _check_folds(folds_of: np.ndarray, targets: np.ndarray, folds: int, classes: list[str]) -> None:
+    for fold in range(folds):
+        missing = np.setdiff1d(np.arange(len(classes)), targets[folds_of == fold])
+        if len(missing):
+            names = ", ".join(classes[c] for c in missing)
+            raise InputError(f"fold {fold} would hold no clip of: {names}; use fewer --folds or --group-by none")
 
 
 def split_clips(
@@ -95,11 +119,11 @@ def split_clips(
     split : np.ndarray [shape=(n,), dtype=uint8]
     fold : np.ndarray [shape=(n,), dtype=int16], NO_FOLD for clips that are never held out
     """
-    split = np.where([name in test_ids for name in clip_ids.tolist()], TEST, TRAIN).astype(np.uint8)
+    split = np.where(_named(clip_ids, test_ids), TEST, TRAIN).astype(np.uint8)
     fold = np.full(len(clip_ids), NO_FOLD, np.int16)
     free = split == TRAIN
     if validation_ids is not None:
-        held_out = free & np.array([name in validation_ids for name in clip_ids.tolist()])
+        held_out = free & _named(clip_ids, validation_ids)
         if not held_out.any():
             raise InputError("--split official: validation_list.txt names no clip of this corpus; use --split kfold")
         fold[held_out] = 0
@@ -109,6 +133,10 @@ def split_clips(
     groups = clip_ids if group_by == "none" else np.where(speakers == b"", clip_ids, speakers)
     fold[free] = assign_folds(targets[free], groups[free], folds=folds, seed=seed, classes=classes, known=known)
     return split, fold
+
+
+def _named(clip_ids: np.ndarray, names: set[bytes]) -> np.ndarray:
+    return np.fromiter((name in names for name in clip_ids.tolist()), bool, len(clip_ids))
 
 
 def split_digest(clip_ids: np.ndarray, split: np.ndarray, fold: np.ndarray) -> str:
