@@ -15,6 +15,7 @@ MAX_SECONDS = 600  # a longer recording is refused rather than loaded whole
 MAX_CHANNELS = 64
 MAX_VALUES = 1 << 27  # samples of all channels together, 512 MB when decoded
 MAX_BYTES = 1 << 28  # of a file
+MAX_LEVEL = 2.0**31  # full scale of 32-bit samples that nobody scaled; far beyond, squares overflow
 RATES = (1000, 768_000)  # Hz; a header that claims another rate is garbage
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")  # RIFF, fmt and data of a plain WAV
 
@@ -76,8 +77,8 @@ def read_recording(source: str | bytes) -> tuple[np.ndarray, int]:
     mono, rate = _plain_wav(data) or _decode(data)
     if not len(mono):
         raise InputError("no samples")
-    if not np.isfinite(mono).all():
-        raise InputError("samples that are not finite (NaN or infinite)")
+    if not np.abs(mono).max() <= MAX_LEVEL:
+        raise InputError(f"samples that are not finite (NaN or infinite) or beyond {MAX_LEVEL:g}")
     return mono, rate
 
 

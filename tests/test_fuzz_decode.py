@@ -1,0 +1,32 @@
+"""The decoder under mutated recordings: no crash, no hang, every refusal a clean error."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+def fuzz(count: int, seed: int, seconds: float) -> None:
+    """Run the fuzzer in a process of its own, so that a crash of the decoder is seen as one."""
+    script = Path(__file__).with_name("fuzz_decode.py")
+    command = [sys.executable, script, str(count), str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
+    clips, refused = map(int, re.search(r"(\d+) clips, (\d+) refused", done.stdout).groups())
+    assert min(clips, refused) > count // 20, "the mutations are neither harmless nor hopeless"
+
+
+def test_mutated_files():
+    """650 mutated files of 13 encodings: each becomes a finite clip or a one-line refusal."""
+    fuzz(650, 0, 120)
+
+
+@pytest.mark.long
+def test_10000_mutated_files():
+    """The same for 10,000 files."""
+    fuzz(10_000, 1, 1800)
