@@ -53,8 +53,10 @@ def create_model(
     try:
         return timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:
-        if not pretrained:
+        if not pretrained and "img_size" not in settings:
             raise
+        if not pretrained:
+            raise InputError(_describe_misfit(name, size, error)) from error
         raise InputError(
             f"--pretrained: no weights of {name} ({_first_line(error)}); is there a network? "
             "Download them elsewhere and pass --weights FILE"
@@ -92,6 +94,10 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
         raise InputError(f"--weights {path}: not weights of {name} ({_first_line(error)})") from error
 
 
+def _describe_misfit(name: str, size: tuple[int, int], error: Exception) -> str:
+    return f"{name} does not take {size[0]} mels x {size[1]} frames: {_first_line(error)}"
+
+
 def _first_line(error: Exception) -> str:
     return textwrap.shorten((str(error).splitlines() or [type(error).__name__])[0], 200)
 
@@ -108,7 +114,7 @@ def fits_input(model: torch.nn.Module, name: str, size: tuple[int, int]) -> None
         with torch.no_grad():
             model.eval()(torch.zeros(1, 1, *size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"{name} does not take {size[0]} mels x {size[1]} frames: {_first_line(error)}") from error
+        raise InputError(_describe_misfit(name, size, error)) from error
     model.train(was_training)
 
 

@@ -1,0 +1,240 @@
+"""The parts of training, each against a reference or its defining property."""
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.utils import ModelEmaV3
+
+from cache.cli import InputError, parse_flags
+from train import recipes
+from train.augment import mixup, spec_augment, time_roll
+from train.data import clips_of_step
+from train.engine import ema_decay, lr_at
+from train.losses import LOSSES, binary, cross_entropy, keep_hardest, soft_targets
+from train.models import create_model, fits_input, flatten_buffers
+from train.options import TrainOptions, options_from
+from train.world import World
+
+CPU = torch.device("cpu")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.integers(1, 500), st.integers(0, 250), st.floats(1e-5, 1))
+def test_learning_rate(total: int, warmup: int, peak: float) -> None:
+    """It rises in equal steps to the peak, then falls along a cosine, and is positive at every step."""
+    warmup = min(warmup, total // 2)
+    rates = [lr_at(step, total=total, warmup=warmup, peak=peak) for step in range(total)]
+    assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
+    assert rates[warmup] == peak
+    np.testing.assert_allclose(np.diff(rates[:warmup]), peak / max(1, warmup), rtol=1e-6)
+    expected = [peak / 2 * (1 + math.cos(math.pi * i / (total - warmup))) for i in range(total - warmup)]
+    np.testing.assert_allclose(rates[warmup:], expected)
+
+
+def test_learning_rate_is_torchs_cosine() -> None:
+    """After the warm-up it is torch's CosineAnnealingLR."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    for step in range(50):
+        assert lr_at(step, total=50, warmup=0, peak=0.3) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+
+def test_ema_decay_is_timms() -> None:
+    """The moving average's decay is that of timm's ModelEmaV3 with warm-up."""
+    reference = ModelEmaV3(torch.nn.Linear(1, 1), decay=0.999, use_warmup=True)
+    for step in (0, 1, 7, 100, 40_000):
+        assert ema_decay(step, limit=0.999) == pytest.approx(reference.get_decay(step + 1))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(0, 100), st.integers(1, 4), st.integers(0, 3))
+def test_order_of_an_epoch(batch_size: int, extra: int, views: int, epoch: int) -> None:
+    """In an epoch a clip is seen at most once, and all are but a remainder smaller than a batch."""
+    training = np.arange(1000, 1000 + batch_size + extra)
+    steps = len(training) // batch_size
+    drawn = [clips_of_step(training, views, batch_size, 7, epoch * steps + step) for step in range(steps)]
+    clips = np.concatenate([clips for clips, _ in drawn])
+    assert len(np.unique(clips)) == len(clips) == steps * batch_size > len(training) - batch_size
+    assert np.isin(clips, training).all()
+    assert all((view >= 0).all() and (view < views).all() for _, view in drawn)
+
+
+def test_remainder_is_reshuffled() -> None:
+    """What one epoch leaves out comes in others, and epochs and seeds have orders of their own."""
+    training = np.arange(25)
+    left_out = []
+    for epoch in range(20):
+        seen = [clips_of_step(training, 1, 10, 0, 2 * epoch + step)[0] for step in range(2)]
+        left_out.append(frozenset(training.tolist()) - frozenset(np.concatenate(seen).tolist()))
+    assert frozenset.union(*left_out) == frozenset(range(25))
+    assert len(set(left_out)) > 10
+    assert not np.array_equal(clips_of_step(training, 1, 10, 0, 0)[0], clips_of_step(training, 1, 10, 1, 0)[0])
+
+
+def test_every_view_is_drawn() -> None:
+    """The view of a clip changes from epoch to epoch, over all views alike."""
+    views = np.concatenate([clips_of_step(np.arange(64), 4, 64, 0, step)[1] for step in range(50)])
+    counts = np.bincount(views, minlength=4)
+    assert counts.min() > 0.8 * counts.mean()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_ranks_share_a_global_batch(ranks: int) -> None:
+    """The clips of a step are the same for any number of ranks, which split them evenly."""
+    local = World(0, 0, ranks, CPU).split(10)
+    clips, _ = clips_of_step(np.arange(40), 1, 10, 0, 3)
+    parts = [clips[rank * local : (rank + 1) * local] for rank in range(ranks)]
+    assert local * ranks == 10
+    np.testing.assert_array_equal(np.concatenate(parts), clips_of_step(np.arange(40), 1, 10, 0, 3)[0])
+
+
+def test_batch_that_does_not_divide() -> None:
+    """The error names both numbers and the nearest batch sizes that work."""
+    with pytest.raises(InputError, match=r"--batch-size 320 does not divide by 3 ranks; use --batch-size 318 or 321"):
+        World(0, 0, 3, CPU).split(320)
+    with pytest.raises(InputError, match=r"use --batch-size 4$"):
+        World(0, 0, 4, CPU).split(2)
+
+
+@given(st.integers(0, 2**31), st.floats(0, 0.5))
+@settings(max_examples=30, deadline=None)
+def test_time_roll(seed: int, share: float) -> None:
+    """Each clip is rolled by a whole number of frames within the limit, and keeps its target."""
+    x, y = torch.randn(6, 1, 3, 20, generator=seeded(seed)), torch.eye(6)
+    rolled, same = time_roll(x, y, seeded(seed), share=share)
+    assert torch.equal(same, y)
+    limit = int(share * 20)
+    for before, after in zip(x, rolled, strict=True):
+        shifts = [shift for shift in range(-limit, limit + 1) if torch.equal(before.roll(shift, 2), after)]
+        assert shifts, f"not a roll by at most {limit} frames"
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 0.9))
+@settings(max_examples=30, deadline=None)
+def test_spec_augment(seed: int, share: float) -> None:
+    """At most one band of mels and one of frames is hidden, none wider than the share; the rest is untouched."""
+    x, y = torch.ones(8, 1, 30, 40), torch.eye(8)
+    masked, same = spec_augment(x, y, seeded(seed), share=share)
+    assert torch.equal(same, y)
+    for clip in masked[:, 0]:
+        for size, hidden in ((30, (clip == 0).all(dim=1)), (40, (clip == 0).all(dim=0))):
+            assert hidden.sum() <= math.ceil(share * size)
+            assert (hidden.int().diff() == 1).sum() <= 1, "more than one band"
+        rows, columns = (clip == 0).all(dim=1), (clip == 0).all(dim=0)
+        assert ((clip == 0) == (rows[:, None] | columns[None, :])).all()
+
+
+def test_mixup() -> None:
+    """x and y are mixed by one weight, the first clip has the larger share, and weights are Beta's upper half."""
+    x = torch.arange(1000.0)[:, None, None, None].expand(1000, 1, 2, 2)
+    mixed, y = mixup(x, torch.eye(1000), seeded(), alpha=0.2)
+    weight = y.diagonal()
+    assert (weight >= 0.5 - 1e-3).all()
+    torch.testing.assert_close(y.sum(dim=1), torch.ones(1000))
+    expected = weight * x[:, 0, 0, 0] + (1 - weight) * x.flip(0)[:, 0, 0, 0]
+    torch.testing.assert_close(mixed[:, 0, 1, 1], expected)
+    drawn = torch.distributions.Beta(0.2, 0.2).sample((20_000,))
+    assert weight.mean() == pytest.approx(float(torch.maximum(drawn, 1 - drawn).mean()), abs=0.02)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_are_torchs(smoothing: float) -> None:
+    """On soft targets with smoothing they are torch's own losses, mixed targets included."""
+    logits, targets = torch.randn(16, 5, generator=seeded()) * 3, torch.arange(16) % 5
+    soft = soft_targets(targets, 5, smoothing)
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+    torch.testing.assert_close(cross_entropy(logits, soft), expected)
+    mixed = torch.lerp(soft, soft.flip(0), 0.3)
+    torch.testing.assert_close(cross_entropy(logits, mixed), F.cross_entropy(logits, mixed, reduction="none"))
+    expected = torch.stack([F.binary_cross_entropy_with_logits(a, b) * 5 for a, b in zip(logits, mixed, strict=True)])
+    torch.testing.assert_close(binary(logits, mixed), expected)
+    assert set(LOSSES) == {"cross_entropy", "binary"}
+
+
+@given(st.integers(1, 64), st.floats(0.01, 1))
+def test_ohem_keeps_a_constant_count_of_the_hardest(batch: int, keep: float) -> None:
+    """The mean of the round(keep · batch) largest losses, at least one."""
+    losses = torch.rand(batch, generator=seeded(batch))
+    count = max(1, round(keep * batch))
+    assert float(keep_hardest(losses, keep)) == pytest.approx(float(losses.sort(descending=True).values[:count].mean()))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_byobnet", "resnet18", "dla60_res2next"])
+def test_model_is_the_named_one(name: str) -> None:
+    """The model built is timm's model of that name, for one channel and so many labels."""
+    model = create_model(name, 7, (64, 64))
+    extra = {"img_size": (64, 64)} if name == "test_vit" else {}
+    reference = timm.create_model(name, in_chans=1, num_classes=7, **extra)
+    assert model.pretrained_cfg["architecture"] == name
+    assert str(model) == str(reference)
+    assert model.eval()(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
+
+
+def test_unknown_names_list_the_known() -> None:
+    """Unknown models, tags and recipes are refused with what there is."""
+    with pytest.raises(InputError, match=r"unknown model 'resnet8'; similar: .*resnet18"):
+        create_model("resnet8", 2, (32, 32))
+    with pytest.raises(InputError, match=r"unknown model 'test_vit.nope'; known: test_vit.r160_in1k"):
+        create_model("test_vit.nope", 2, (32, 32))
+    with pytest.raises(InputError, match=r"unknown recipe 'x'; known: smoke, .*dla60_res2next-224"):
+        options_from({"recipe": "x"})
+
+
+@pytest.mark.parametrize("name", ["test_vit", "twins_svt_small"])  # refused when called, and when built
+def test_input_size_that_does_not_fit(name: str) -> None:
+    """A model that cannot take the cache's size is refused before any work."""
+    with pytest.raises(InputError, match=f"{name} does not take 30 mels x 30 frames: .*divi"):
+        fits_input(create_model(name, 2, (30, 30)), name, (30, 30))
+
+
+def test_flags_win_over_recipe_over_default() -> None:
+    """Precedence: explicit flag, then recipe, then default."""
+
+    def options(*argv: str) -> TrainOptions:
+        return options_from(parse_flags(TrainOptions, list(argv), prog="x", description="x"))
+
+    assert (options().model, options().epochs) == ("dla60_res2next", 40)
+    smoke = options("--recipe", "smoke")
+    assert (smoke.model, smoke.epochs, smoke.n_mels, smoke.lr) == ("resnet18", 10, 32, TrainOptions().lr)
+    assert options("--recipe", "smoke", "--epochs", "40").epochs == 40
+    assert options("--fold", "07").fold == "7"
+
+
+@pytest.mark.parametrize("flags", [{"lr": math.nan}, {"lr": -1.0}, {"seed": -1}, {"epochs": 0}, {"fold": "x"}])
+def test_values_out_of_range(flags: dict) -> None:
+    """A value that cannot work is refused with the flag, the value and the range."""
+    with pytest.raises(InputError, match=f"--{next(iter(flags))} .*expected"):
+        TrainOptions(**flags)
+
+
+def test_recipes_are_options() -> None:
+    """Every recipe sets flags that exist to values that are in range, and names a timm model."""
+    for values in recipes.RECIPES.values():
+        assert timm.is_model(TrainOptions(**values).model)
+
+
+def test_flat_buffers_are_the_models() -> None:
+    """A write to the flat tensor is a write to every BatchNorm statistic, and the model still computes the same."""
+    torch.manual_seed(0)
+    model = create_model("test_resnet", 3, (32, 32))
+    x = torch.randn(4, 1, 32, 32)
+    model(x)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    expected = model.eval()(x)
+    flat = flatten_buffers(model, CPU)
+    assert torch.equal(model(x), expected)
+    saved = flat.clone()
+    model.train()(x)
+    flat.copy_(saved)
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers() if b.dtype == torch.float32)
