@@ -1,6 +1,7 @@
 """Judge recordings with an ensemble of trained folds.
 
 python -m infer.predict --folds all --tta 4
+torchrun --nproc_per_node 5 -m infer.predict -- --folds all --tta 4   (the -- keeps --run from torchrun)
 """
 
 from cache.cli import parse_flags, run_main
