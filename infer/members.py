@@ -78,6 +78,23 @@ def load_members(runs: list[str], folds: str, device: torch.device) -> list[Memb
     return members
 
 
+def shared_clip(members: list[Member]) -> FeatureConfig:
+    """The configuration of the first member, whose sample rate and clip length all others must share.
+
+    Raises
+    ------
+    InputError : they do not
+    """
+    first = members[0].config
+    for member in members:
+        if (member.config.sample_rate, member.config.samples) != (first.sample_rate, first.samples):
+            raise InputError(
+                f"{member.path}: clips of {member.config.clip_seconds:g} s at {member.config.sample_rate} Hz, "
+                f"{members[0].path}: {first.clip_seconds:g} s at {first.sample_rate} Hz; here all must agree"
+            )
+    return first
+
+
 def _load(run: str, fold: str, device: torch.device) -> Member:
     path = Path(run) / f"fold{fold}" / "best.pt"
     saved = load_checkpoint(path)
