@@ -1,4 +1,4 @@
-"""The flags of infer.predict and infer.evaluate."""
+"""The flags of infer.predict, infer.evaluate and infer.export."""
 
 import dataclasses
 
@@ -59,3 +59,28 @@ class EvaluateOptions(EnsembleOptions):
     split: str = flag("oof", "out-of-fold clips, or the cache's test split", choices=("oof", "test"))
     input: str | None = flag(None, "judge a folder of <label>/ folders instead", metavar="FOLDER")
     json: str | None = flag(None, "also write the figures to this file", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions(EnsembleOptions):
+    """Flags of ``python -m infer.export``."""
+
+    ensemble: str = flag("soft", "an exported file holds the mean of probabilities", choices=("soft",))
+    device: str = flag("cpu", "where the file is verified; it runs anywhere", choices=("cpu",))
+    format: str = flag("onnx", "ONNX, or torch.export", choices=("onnx", "torch"))
+    output: str | None = flag(None, "the file (default: model.onnx, or model.pt2 for torch)", metavar="FILE")
+    int8: bool = flag(False, "also write FILE.int8.onnx, with quantised networks, and measure its accuracy")
+    check: str | None = flag(
+        None,
+        "recordings to verify on (default: data/test, or the cache's test split, or generated signals); "
+        "<label>/ folders give accuracies",
+        metavar="FOLDER",
+    )
+    check_clips: int = flag(64, "how many of them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.int8 and self.format != "onnx":
+            raise InputError("--int8 needs --format onnx")
+        if self.check_clips < 1:
+            raise InputError(f"--check-clips {self.check_clips}; expected 1 or more")

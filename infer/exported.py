@@ -1,0 +1,119 @@
+"""The files that an ensemble is exported to: ONNX, its int8 variant, and torch.export; each written and run."""
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.cli import InputError, require
+
+_OPSET = 18
+_QUANTISED = ("Conv", "Gemm", "MatMul")  # of the networks; quantising every operator was no faster
+_MOST_BYTES = 2**31 - 2**20  # a protobuf file ends at 2 GiB
+
+Runner = Callable[[np.ndarray], np.ndarray]
+"""Clips (n, samples) in, probabilities (n, classes) out."""
+
+
+def write_torch(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
+    """Write a ``torch.export`` file, with the metadata as JSON in its extra file ``metadata.json``."""
+    program = torch.export.export(module, (torch.zeros(2, samples),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def run_torch(path: Path) -> Runner:
+    """Load a file of :func:`write_torch`."""
+    with open(path, "rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(clips: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(clips)).numpy()
+
+    return run
+
+
+def write_onnx(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
+    """Write an ONNX file: ``waveform`` (batch, samples) float32 in, ``probabilities`` (batch, classes) out.
+
+    Raises
+    ------
+    InputError : the extra is not installed, or the weights do not fit into one file
+    """
+    onnx = require("onnx", "export")
+    require("onnxscript", "export")
+    tensors = [*module.parameters(), *module.buffers()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > _MOST_BYTES:
+        raise InputError(
+            f"{path}: {size:,} bytes of weights; ONNX holds {_MOST_BYTES:,} in one file; use fewer --folds"
+        )
+    with redirect_stdout(io.StringIO()):  # it reports its steps
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, samples),),
+            input_names=["waveform"],
+            output_names=["probabilities"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    model = program.model_proto
+    for node in model.graph.node:  # the rest of what the exporter notes down would publish paths of this machine
+        scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+        del node.metadata_props[:]
+        if scopes and "'networks." in scopes[0]:
+            node.name = f"networks/{node.name}"
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+def quantise_onnx(source: Path, target: Path, clips: np.ndarray) -> None:
+    """Write the int8 variant of a file of :func:`write_onnx`: the networks' products, not the transform's.
+
+    Weights are signed with a scale per channel, activations unsigned with a scale per tensor from the range that
+    `clips` span. Measured on a resnet18, one thread: 1.3 times as fast, the same labels, a quarter of the size;
+    quantising while running (dynamic) took four times as long as not quantising.
+
+    Parameters
+    ----------
+    clips : np.ndarray [shape=(n, samples), dtype=float32]
+    """
+    onnx = require("onnx", "export")
+    quantization = require("onnxruntime.quantization", "export")
+    batches = iter(np.array_split(clips, -(-len(clips) // 8)))
+
+    class Clips(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(batches, None)
+            return None if batch is None else {"waveform": batch}
+
+    names = [node.name for node in onnx.load(source, load_external_data=False).graph.node]
+    logging.disable(logging.WARNING)  # it recommends a preparation that the exporter has done
+    try:
+        quantization.quantize_static(
+            source,
+            target,
+            Clips(),
+            op_types_to_quantize=list(_QUANTISED),
+            nodes_to_quantize=[name for name in names if name.startswith("networks/")],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def run_onnx(path: Path) -> Runner:
+    """Load an ONNX file into onnxruntime, on the CPU."""
+    runtime = require("onnxruntime", "export")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda clips: session.run(None, {"waveform": clips})[0]
