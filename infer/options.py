@@ -49,6 +49,7 @@ class PredictOptions(EnsembleOptions):
     input: str = flag("data/test", "a folder (searched below), a recording, or a text file with a path per line")
     output: str = flag("predictions.csv", "table of file, label, confidence, error")
     probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
+    min_confidence: float = flag(0.0, "judge as unknown what is less certain than this; infer.report shows the choice")
     resume: bool = flag(False, "go on from what an interrupted prediction has finished")
 
 

@@ -1,15 +1,16 @@
 """Predicting: blocks of files, divided over the ranks, each finished on disk before the next."""
 
+import contextlib
 import csv
 import hashlib
-import io
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from cache.cli import InputError
-from cache.files import exclusive_lock, write_atomic
+from cache.files import atomic_path, exclusive_lock, write_atomic
 from infer.engine import Judge
 from infer.ensemble import ENSEMBLES
 from infer.inputs import Recordings, cached_test_split, list_recordings
@@ -19,6 +20,7 @@ from infer.views import first_views
 from train.checkpoint import load_arrays, save_arrays
 from train.world import World
 
+UNKNOWN = "unknown"  # label of what is judged with less than --min-confidence
 _BLOCK = 512  # files
 
 
@@ -27,7 +29,7 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
 
     Parameters
     ----------
-    progress : called on rank 0 with (files done by this rank, files of this rank)
+    progress : called with (files done, files)
 
     Returns
     -------
@@ -40,30 +42,39 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     parts = output.with_name(f".{output.name}.parts")
     busy = f"{output}: another prediction writes here; wait for it, or choose another --output"
-    if world.speaks:
-        _prepare(parts, _job_digest(options, members, recordings), keep=options.resume)
-    world.barrier()
-    blocks = range(0, len(recordings.paths), _BLOCK)
-    mine = [number for number in range(len(blocks)) if number % world.world_size == world.rank]
-    with exclusive_lock(parts / f"lock-{world.rank}", busy=busy):
-        judge = Judge(members, first_views(options.tta), world.device)
-        combine = ENSEMBLES[options.ensemble]
-        for done, number in enumerate(mine):
-            path = parts / f"{number:06d}.npz"
-            if not path.exists():
-                paths = recordings.paths[blocks[number] : blocks[number] + _BLOCK]
-                judged = list(judge.judge(paths, options.batch_size))
-                probs = np.concatenate([combine(batch.probs) for batch in judged])
-                save_arrays(path, probs=probs, errors=np.array([error for batch in judged for error in batch.errors]))
-            if world.speaks:
-                progress(min((done + 1) * _BLOCK * world.world_size, len(recordings.paths)), len(recordings.paths))
-        judge.close()
-    world.barrier()
-    if not world.speaks:
-        return 0, 0
-    bad = _write_tables(options, recordings, members[0].classes, parts, len(blocks))
-    shutil.rmtree(parts)
+    with contextlib.ExitStack() as stack:
+        if world.speaks:
+            parts.mkdir(exist_ok=True)
+            stack.enter_context(exclusive_lock(parts / "lock", busy=busy))
+            _keep_finished(parts, _job_digest(options, members, recordings), keep=options.resume)
+        world.barrier()
+        _judge_blocks(options, world, members, recordings, parts, progress)
+        world.barrier()
+        bad = 0
+        if world.speaks:
+            bad = _write_tables(options, recordings, members[0].classes, parts)
+            shutil.rmtree(parts)
     return len(recordings.paths), bad
+
+
+def _judge_blocks(
+    options: PredictOptions, world: World, members: list[Member], recordings: Recordings, parts: Path, progress
+) -> None:
+    """Judge this rank's unfinished blocks; each is finished on disk before the next."""
+    judge, combine = Judge(members, first_views(options.tta), world.device), ENSEMBLES[options.ensemble]
+    total = len(recordings.paths)
+    for first in range(world.rank * _BLOCK, total, world.world_size * _BLOCK):
+        path = _part(parts, first)
+        if not path.exists():
+            judged = list(judge.judge(recordings.paths[first : first + _BLOCK], options.batch_size))
+            probs = np.concatenate([combine(batch.probs) for batch in judged])
+            save_arrays(path, probs=probs, errors=np.array([error for batch in judged for error in batch.errors]))
+        progress(min(first + world.world_size * _BLOCK, total), total)
+    judge.close()
+
+
+def _part(parts: Path, first: int) -> Path:
+    return parts / f"{first // _BLOCK:06d}.npz"
 
 
 def _recordings(options: PredictOptions, members: list[Member], world: World) -> Recordings:
@@ -87,36 +98,42 @@ def _job_digest(options: PredictOptions, members: list[Member], recordings: Reco
     return digest.hexdigest()
 
 
-def _prepare(parts: Path, job: str, *, keep: bool) -> None:
-    """Make the folder of finished blocks; blocks of another job, or without --resume, are dropped."""
+def _keep_finished(parts: Path, job: str, *, keep: bool) -> None:
+    """Drop finished blocks of another job, or all of them without --resume."""
     note = parts / "job"
-    if parts.exists() and not (keep and note.exists() and note.read_text() == job):
-        shutil.rmtree(parts)
-    parts.mkdir(exist_ok=True)
-    write_atomic(note, job.encode())
+    if not (keep and note.exists() and note.read_text() == job):
+        for path in parts.glob("*.npz"):
+            path.unlink()
+        write_atomic(note, job.encode())
 
 
-def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path, blocks: int) -> int:
+def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path) -> int:
     """Write predictions.csv and the probabilities in input order; returns the number of unreadable files."""
-    table, matrix = io.StringIO(), io.StringIO()
-    writer, matrix_writer = csv.writer(table, lineterminator="\n"), csv.writer(matrix, lineterminator="\n")
-    writer.writerow(["file", "label", "confidence", "error"])
-    matrix_writer.writerow(["file", *classes])
-    bad = position = 0
-    for number in range(blocks):
-        arrays = load_arrays(parts / f"{number:06d}.npz")
-        for probs, error in zip(arrays["probs"], arrays["errors"].tolist(), strict=True):
-            name = recordings.names[position]
-            position += 1
-            if error:
-                bad += 1
-                writer.writerow([name, "", "", error])
-                matrix_writer.writerow([name] + [""] * len(classes))
-                continue
-            best = int(probs.argmax())
-            writer.writerow([name, classes[best], f"{probs[best]:.4f}", ""])
-            matrix_writer.writerow([name, *(f"{value:.6f}" for value in probs.tolist())])
-    write_atomic(Path(options.output), table.getvalue().encode("utf-8", "surrogateescape"))
-    if options.probabilities:
-        write_atomic(Path(options.probabilities), matrix.getvalue().encode("utf-8", "surrogateescape"))
+    bad = 0
+    with contextlib.ExitStack() as stack:
+        table = _csv_writer(stack, options.output, ["file", "label", "confidence", "error"])
+        matrix = _csv_writer(stack, options.probabilities or os.devnull, ["file", *classes])
+        for first in range(0, len(recordings.paths), _BLOCK):
+            arrays = load_arrays(_part(parts, first))
+            names = recordings.names[first : first + _BLOCK]
+            for name, probs, error in zip(names, arrays["probs"], arrays["errors"].tolist(), strict=True):
+                if error:
+                    bad += 1
+                    table.writerow([name, "", "", error])
+                    matrix.writerow([name] + [""] * len(classes))
+                    continue
+                best = int(probs.argmax())
+                sure = probs[best] >= options.min_confidence
+                table.writerow([name, classes[best] if sure else UNKNOWN, f"{probs[best]:.4f}", ""])
+                matrix.writerow([name, *(f"{value:.6f}" for value in probs.tolist())])
     return bad
+
+
+def _csv_writer(stack: contextlib.ExitStack, path: str, header: list[str]):
+    """A CSV writer whose file appears under its name when the stack closes without an error."""
+    target = path if path == os.devnull else stack.enter_context(atomic_path(Path(path)))
+    settings = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    file = stack.enter_context(open(target, "w", **settings))  # noqa: SIM115 - the stack closes it
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    return writer

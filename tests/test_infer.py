@@ -253,3 +253,17 @@ def test_pickle_in_a_checkpoint_is_not_executed(trained: Path, tmp_path: Path) -
     assert status == 2
     assert "not a readable checkpoint" in output
     assert not (tmp_path / "exploded").exists()
+
+
+def test_unsure_clips_become_unknown(trained: Path, tmp_path: Path) -> None:
+    """With --min-confidence just those rows whose confidence is lower carry the label unknown."""
+    plain, strict = tmp_path / "plain.csv", tmp_path / "strict.csv"
+    assert command("infer.predict", trained, "--run", "runs/run0", "--output", plain)[0] == 0
+    limit = float(np.median([float(row["confidence"]) for row in rows_of(plain)]))
+    flags = ("--run", "runs/run0", "--min-confidence", limit, "--output", strict)
+    assert command("infer.predict", trained, *flags)[0] == 0
+    labels = [row["label"] for row in rows_of(strict)]
+    assert 0 < labels.count("unknown") < len(labels)
+    for before, after in zip(rows_of(plain), labels, strict=True):
+        assert after in ("unknown", before["label"])
+        assert (after == "unknown") <= (float(before["confidence"]) <= limit)
