@@ -1,0 +1,113 @@
+"""Long recordings in constant memory: mono blocks, overlapping windows of a clip's length, and the loudest of all.
+
+A window holds the samples that `pipeline.decode.read_clip` would give for the same stretch cut out into a file, and
+:class:`LoudestClip` the samples that it gives for the whole recording.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from cache.cli import InputError
+from cache.config import FeatureConfig
+from pipeline.decode import MAX_CHANNELS, RATES
+
+_BLOCK = 1 << 16  # frames
+
+
+def duration_seconds(path: str) -> float:
+    """Length of a recording by its header; 0 where it has none that can be read."""
+    import soundfile
+
+    try:
+        found = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError):
+        return 0.0
+    return found.frames / found.samplerate
+
+
+def read_blocks(path: str, config: FeatureConfig) -> Iterator[np.ndarray]:
+    """Decode a recording of any length block by block, mono and at the configuration's rate.
+
+    Yields
+    ------
+    np.ndarray [shape=(n,), dtype=float32]
+
+    Raises
+    ------
+    InputError : non-finite, undecodable or absurd content; the message does not repeat the file's name
+    """
+    import soundfile
+    import soxr
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            if not RATES[0] <= rate <= RATES[1] or file.channels > MAX_CHANNELS:
+                raise InputError(f"{file.channels} channels at {rate} Hz; expected at most {MAX_CHANNELS}, {RATES} Hz")
+            same = rate == config.sample_rate
+            resampler = None if same else soxr.ResampleStream(rate, config.sample_rate, 1, "float32", "HQ")
+            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+                if not np.isfinite(block).all():
+                    raise InputError("samples that are not finite (NaN or infinite)")
+                mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+                yield resampler.resample_chunk(mono) if resampler else mono
+            if resampler:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"not decodable: {error.error_string.strip()}") from None
+
+
+def windows(blocks: Iterable[np.ndarray], length: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Overlapping windows of a recording; none where it is shorter than a window.
+
+    Parameters
+    ----------
+    blocks : of :func:`read_blocks`
+    length, hop : samples; hop <= length
+
+    Yields
+    ------
+    (first sample, np.ndarray [shape=(length,), dtype=float32]) : at every `hop`, and one that ends with the recording
+    """
+    held, offset, start = np.zeros(0, np.float32), 0, 0  # held[0] is sample `offset` of the recording
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while offset + len(held) >= start + length:
+            yield start, held[start - offset : start - offset + length]
+            start += hop
+        drop = max(0, len(held) - length)
+        held, offset = held[drop:], offset + drop
+    last = offset + len(held) - length
+    if last > max(start - hop, -1):
+        yield last, held
+
+
+class LoudestClip:
+    """The window with the most energy, found block by block as `pipeline.decode.loudest_window` finds it.
+
+    Parameters
+    ----------
+    length : samples of the window
+    """
+
+    def __init__(self, length: int) -> None:
+        self.samples = np.zeros(0, np.float32)
+        """The loudest window of the blocks so far [shape=(length,)]; empty before there is a whole one."""
+        self._length, self._most = length, -1.0
+        self._held, self._energy = np.zeros(0, np.float32), np.zeros(1)  # running sums at held's edges
+
+    def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass the blocks on while looking at them."""
+        for block in blocks:
+            squares = np.square(block, dtype=np.float64)
+            sums = np.cumsum(np.concatenate([self._energy[-1:], squares]))
+            self._held = np.concatenate([self._held, block])
+            self._energy = np.concatenate([self._energy, sums[1:]])
+            energies = self._energy[self._length :] - self._energy[: -self._length]
+            if len(energies) and energies.max() > self._most:
+                first = int(np.argmax(energies))
+                self._most, self.samples = energies[first], self._held[first : first + self._length].copy()
+            keep = max(0, len(self._held) - self._length + 1)
+            self._held, self._energy = self._held[keep:], self._energy[keep:]
+            yield block
