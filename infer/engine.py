@@ -4,10 +4,12 @@ A view's features are computed once for all members with the same features, and 
 member.
 """
 
+import collections
 import dataclasses
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -54,26 +56,32 @@ class Judge:
         list(self._pool.map(lambda _: None, range(4)))
         torch.set_num_threads(threads)
 
-    def judge(self, paths: Sequence[str], batch_size: int) -> Iterator[Judged]:
-        """Yield the judgement of successive batches of files, in order, in constant memory."""
-        batches = [paths[first : first + batch_size] for first in range(0, len(paths), batch_size)]
-        waiting: list[list[Future]] = []
-        for position in range(len(batches) + _AHEAD):
-            if position < len(batches):
-                waiting.append([self._pool.submit(self._features, path) for path in batches[position]])
-            if position >= _AHEAD:
-                yield self._forward([future.result() for future in waiting.pop(0)])
+    def judge(self, recordings: Iterable[str | np.ndarray], batch_size: int) -> Iterator[Judged]:
+        """Yield the judgement of successive batches, in order, in constant memory.
+
+        Parameters
+        ----------
+        recordings : paths of files, or clips [shape=(samples,), dtype=float32] at the members' one rate and length
+        """
+        rest = iter(recordings)
+        waiting: collections.deque[list[Future]] = collections.deque()
+        while batch := [self._pool.submit(self._features, item) for item in itertools.islice(rest, batch_size)]:
+            waiting.append(batch)
+            if len(waiting) > _AHEAD:
+                yield self._forward([future.result() for future in waiting.popleft()])
+        while waiting:
+            yield self._forward([future.result() for future in waiting.popleft()])
 
     def close(self) -> None:
         """End the feature threads."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _features(self, path: str) -> tuple[list[torch.Tensor], str]:
+    def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str]:
         """Per configuration the views' features (views, n_mels, n_frames) float16, and the error or ""."""
         results = []
         for config in self._configs:
             try:
-                samples = read_clip(path, config).samples
+                samples = read_clip(item, config).samples if isinstance(item, str) else item
             except InputError as error:
                 return [], str(error)
             except OSError as error:

@@ -51,6 +51,19 @@ class PredictOptions(EnsembleOptions):
     probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
     min_confidence: float = flag(0.0, "judge as unknown what is less certain than this; infer.report shows the choice")
     resume: bool = flag(False, "go on from what an interrupted prediction has finished")
+    windows: str | None = flag(
+        None,
+        "also judge each file, of any length, in overlapping windows, and write what is found to this CSV; "
+        "of overlapping windows of one label the most confident stays",
+        metavar="FILE",
+    )
+    hop_seconds: float | None = flag(None, "from one window to the next (default: a quarter of a clip)", type=float)
+    window_confidence: float = flag(0.5, "a window that is less certain is not written")
+
+    @property
+    def block_files(self) -> int:
+        """Files that are finished on disk together; few, where each may last for hours."""
+        return 8 if self.windows else 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,11 @@ from infer.inputs import Recordings, cached_test_split, list_recordings
 from infer.members import Member, load_members
 from infer.options import PredictOptions
 from infer.views import first_views
+from infer.windows import HEADER, detection_rows, judge_windows
 from train.checkpoint import load_arrays, save_arrays
 from train.world import World
 
 UNKNOWN = "unknown"  # label of what is judged with less than --min-confidence
-_BLOCK = 512  # files
 
 
 def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
@@ -38,8 +38,9 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
     members = load_members(options.run_folders, options.folds, world.device)
     recordings = _recordings(options, members, world)
     output = Path(options.output)
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {output.parent}")
+    for path in filter(None, (output, options.probabilities, options.windows)):
+        if not Path(path).parent.is_dir():
+            raise InputError(f"{path}: there is no folder {Path(path).parent} to write it to")
     parts = output.with_name(f".{output.name}.parts")
     busy = f"{output}: another prediction writes here; wait for it, or choose another --output"
     with contextlib.ExitStack() as stack:
@@ -62,19 +63,21 @@ def _judge_blocks(
 ) -> None:
     """Judge this rank's unfinished blocks; each is finished on disk before the next."""
     judge, combine = Judge(members, first_views(options.tta), world.device), ENSEMBLES[options.ensemble]
-    total = len(recordings.paths)
-    for first in range(world.rank * _BLOCK, total, world.world_size * _BLOCK):
-        path = _part(parts, first)
-        if not path.exists():
-            judged = list(judge.judge(recordings.paths[first : first + _BLOCK], options.batch_size))
+    total, block = len(recordings.paths), options.block_files
+    for first in range(world.rank * block, total, world.world_size * block):
+        path, paths = _part(parts, first), recordings.paths[first : first + block]
+        if options.windows and not path.exists():
+            save_arrays(path, **judge_windows(judge, combine, paths, options))
+        elif not path.exists():
+            judged = list(judge.judge(paths, options.batch_size))
             probs = np.concatenate([combine(batch.probs) for batch in judged])
             save_arrays(path, probs=probs, errors=np.array([error for batch in judged for error in batch.errors]))
-        progress(min(first + world.world_size * _BLOCK, total), total)
+        progress(min(first + world.world_size * block, total), total)
     judge.close()
 
 
 def _part(parts: Path, first: int) -> Path:
-    return parts / f"{first // _BLOCK:06d}.npz"
+    return parts / f"{first:09d}.npz"
 
 
 def _recordings(options: PredictOptions, members: list[Member], world: World) -> Recordings:
@@ -94,7 +97,8 @@ def _job_digest(options: PredictOptions, members: list[Member], recordings: Reco
     for member in members:
         status = member.path.stat()
         digest.update(f"{member.path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-    digest.update(f"{options.tta} {options.ensemble}".encode())
+    settings = (options.tta, options.ensemble, bool(options.windows), options.hop_seconds, options.window_confidence)
+    digest.update(repr(settings).encode())
     return digest.hexdigest()
 
 
@@ -113,9 +117,10 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
     with contextlib.ExitStack() as stack:
         table = _csv_writer(stack, options.output, ["file", "label", "confidence", "error"])
         matrix = _csv_writer(stack, options.probabilities or os.devnull, ["file", *classes])
-        for first in range(0, len(recordings.paths), _BLOCK):
+        windows = _csv_writer(stack, options.windows or os.devnull, HEADER)
+        for first in range(0, len(recordings.paths), options.block_files):
             arrays = load_arrays(_part(parts, first))
-            names = recordings.names[first : first + _BLOCK]
+            names = recordings.names[first : first + options.block_files]
             for name, probs, error in zip(names, arrays["probs"], arrays["errors"].tolist(), strict=True):
                 if error:
                     bad += 1
@@ -126,6 +131,8 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
                 sure = probs[best] >= options.min_confidence
                 table.writerow([name, classes[best] if sure else UNKNOWN, f"{probs[best]:.4f}", ""])
                 matrix.writerow([name, *(f"{value:.6f}" for value in probs.tolist())])
+            if options.windows:
+                windows.writerows(detection_rows(arrays["windows"], names, classes))
     return bad
 
 
