@@ -57,3 +57,39 @@ def confusions(judged: np.ndarray, targets: np.ndarray, classes: list[str], most
     return [
         {"label": classes[pairs[0, i]], "judged": classes[pairs[1, i]], "clips": int(counts[i])} for i in order.tolist()
     ]
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> tuple[float, list[list[float]]]:
+    """Expected calibration error and the reliability diagram (Guo et al. 2017).
+
+    Parameters
+    ----------
+    confidence : np.ndarray [shape=(n,)], 0 to 1
+    right : np.ndarray [shape=(n,), dtype=bool]
+    bins : of equal width
+
+    Returns
+    -------
+    (ECE, per bin: clips, their mean confidence, the share of them judged rightly; 0 for an empty bin)
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    clips = np.bincount(place, minlength=bins)
+    means = [np.bincount(place, weights, bins) / np.maximum(clips, 1) for weights in (confidence, right)]
+    ece = float(np.abs(means[0] - means[1]) @ clips / max(1, len(right)))
+    return ece, np.stack([clips, *means], axis=1).round(4).tolist()
+
+
+def coverage(confidence: np.ndarray, right: np.ndarray, steps: int = 100) -> list[list[float]]:
+    """What a threshold on the confidence keeps.
+
+    Returns
+    -------
+    list : for the thresholds 0, 1/steps … 1: the share of clips at or above, and the share of those judged rightly
+        (1 where none is left)
+    """
+    order = np.argsort(confidence)
+    kept_from = np.searchsorted(confidence[order], np.arange(steps + 1) / steps)
+    rights = np.append(np.cumsum(right[order][::-1])[::-1], 0)[kept_from]
+    clips = len(right) - kept_from
+    accuracy = np.where(clips > 0, rights / np.maximum(clips, 1), 1.0)
+    return np.stack([clips / len(right), accuracy], axis=1).round(5).tolist()
