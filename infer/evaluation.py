@@ -15,7 +15,7 @@ from infer.engine import Judge
 from infer.ensemble import hard_vote, soft_vote
 from infer.inputs import cached_paths, cached_test_split, find_member_cache, list_recordings
 from infer.members import Member, load_members
-from infer.options import EvaluateOptions
+from infer.options import EvaluateOptions, LabelledOptions
 from infer.scoring import Accuracy, accuracy_of, confusions, recalls
 from infer.views import first_views
 from train.checkpoint import load_arrays
@@ -75,7 +75,7 @@ def held_out(member: Member, cache: Cache) -> JudgedClips:
 
 def judge_labelled(
     members: list[Member],
-    options: EvaluateOptions,
+    options: LabelledOptions,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> JudgedClips:

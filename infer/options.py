@@ -67,11 +67,17 @@ class PredictOptions(EnsembleOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(EnsembleOptions):
-    """Flags of ``python -m infer.evaluate``."""
+class LabelledOptions(EnsembleOptions):
+    """Which labelled clips are judged."""
 
     split: str = flag("oof", "out-of-fold clips, or the cache's test split", choices=("oof", "test"))
     input: str | None = flag(None, "judge a folder of <label>/ folders instead", metavar="FOLDER")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(LabelledOptions):
+    """Flags of ``python -m infer.evaluate``."""
+
     json: str | None = flag(None, "also write the figures to this file", metavar="FILE")
 
 
@@ -98,3 +104,17 @@ class ExportOptions(EnsembleOptions):
             raise InputError("--int8 needs --format onnx")
         if self.check_clips < 1:
             raise InputError(f"--check-clips {self.check_clips}; expected 1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportOptions(LabelledOptions):
+    """Flags of ``python -m infer.report``."""
+
+    split: str = flag("auto", "auto: the test split and out of fold, what there is", choices=("auto", "oof", "test"))
+    output: str = flag("report.html", "the page")
+    worst: int = flag(50, "clips to embed per source: those judged most confidently wrong")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.worst < 0:
+            raise InputError(f"--worst {self.worst}; expected 0 or more")

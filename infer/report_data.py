@@ -1,0 +1,163 @@
+"""What the report shows, as plain values: figures, curves, confusions, calibration, and the worst clips."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from cache.cli import InputError
+from cache.config import FeatureConfig
+from infer.ensemble import ENSEMBLES
+from infer.evaluation import JudgedClips, ensemble_figures, held_out, judge_labelled, out_of_fold_figures
+from infer.inputs import find_member_cache
+from infer.members import Member
+from infer.options import ReportOptions
+from infer.scoring import coverage, reliability
+from pipeline.decode import read_clip
+from pipeline.features import LogMel
+from train.progress import read_run
+
+_MAX_EPOCHS = 1000  # points of a curve
+_COLUMNS = 5  # labels in a clip's table of probabilities
+_FIGURES = {"single": "single, mean", "hard": "hard", "soft": "soft"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Labelled clips, what was said of them, and the figures that follow."""
+
+    figures: dict[str, Any]
+    """Of :mod:`infer.evaluation`."""
+    clips: JudgedClips
+    best: np.ndarray
+    """The verdict: class scores [shape=(n, classes)]; its maximum is the confidence."""
+    members: list[list[str]]
+    """Per clip, the names of the members whose probabilities `clips` holds."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the single clips."""
+        judged, confidence, targets = self.best.argmax(axis=1), self.best.max(axis=1), self.clips.targets
+        pairs, counts = np.unique(np.stack([targets, judged]), axis=1, return_counts=True)
+        names = {**_FIGURES, "soft_tta": f"soft + {self.figures.get('tta')} TTA"}
+        ece, bins = reliability(confidence, judged == targets)
+        return {
+            "name": self.figures["source"],
+            "clips": len(targets),
+            "unreadable": self.clips.unreadable,
+            "figures": [{"name": name, **self.figures[key]} for key, name in names.items() if self.figures[key]],
+            "members": self.figures["members"],
+            "matrix": np.stack([*pairs, counts], axis=1).tolist(),
+            "ece": ece,
+            "bins": bins,
+            "coverage": coverage(confidence, judged == targets),
+            "wrong": int((judged != targets).sum()),
+        }
+
+    def worst(self, most: int, config: FeatureConfig) -> Iterator[dict[str, Any]]:
+        """The wrongly judged clips, the most confident first."""
+        judged, confidence = self.best.argmax(axis=1), self.best.max(axis=1)
+        wrong = np.flatnonzero(judged != self.clips.targets)
+        log_mel = LogMel(config)
+        for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:most].tolist():
+            target, verdict = int(self.clips.targets[index]), int(judged[index])
+            said = self.clips.probs[:, :, index].mean(axis=1)  # (members, classes)
+            ranking = [verdict, target, *said.argmax(axis=1).tolist(), *np.argsort(-self.best[index]).tolist()]
+            columns = list(dict.fromkeys(ranking))[:_COLUMNS]
+            yield {
+                "name": self.clips.names[index],
+                "label": target,
+                "judged": verdict,
+                "confidence": round(float(confidence[index]), 4),
+                "columns": columns,
+                "members": list(zip(self.members[index], said[:, columns].round(4).tolist(), strict=True)),
+                **_media(self.clips.paths[index], log_mel),
+            }
+
+
+def read_sources(
+    options: ReportOptions, members: list[Member], device: torch.device, progress
+) -> tuple[list[Source], list[str]]:
+    """Judge the recordings, and read what training left of the held-out clips.
+
+    Returns
+    -------
+    (what there is, why the other is not there)
+
+    Raises
+    ------
+    InputError : what the flags name is not to be had; with ``--split auto``, neither is
+    """
+    sources, errors = [], []
+    if options.input or options.split != "oof":
+        try:
+            sources.append(_recordings(options, members, device, progress))
+        except InputError as error:
+            if options.input or options.split == "test":
+                raise
+            errors.append(error)
+    try:
+        sources.append(_out_of_fold(options, members))
+    except InputError as error:
+        errors.append(error)
+    if not sources:
+        raise errors[-1]
+    return sources, [str(error) for error in errors]
+
+
+def _recordings(options: ReportOptions, members: list[Member], device: torch.device, progress) -> Source:
+    clips = judge_labelled(members, options, device, progress)
+    figures = ensemble_figures(members, clips, options.input or "the split test")
+    names = [[member.name for member in members]] * len(clips.names)
+    return Source(figures, clips, ENSEMBLES[options.ensemble](clips.probs), names)
+
+
+def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:
+    cache = find_member_cache(members, options.cache_dir)
+    parts = [held_out(member, cache) for member in members]
+    clips = JudgedClips(
+        names=[name for part in parts for name in part.names],
+        paths=[path for part in parts for path in part.paths],
+        targets=np.concatenate([part.targets for part in parts]),
+        probs=np.concatenate([part.probs for part in parts], axis=2),
+    )
+    names = [[member.name] for member, part in zip(members, parts, strict=True) for _ in part.names]
+    return Source(out_of_fold_figures(members, parts), clips, clips.probs[0, 0], names)
+
+
+def read_curves(runs: list[str]) -> list[dict[str, Any]]:
+    """The course of every fold of every run."""
+    curves = []
+    for run in runs:
+        for log in read_run(Path(run)):
+            entries = log.entries[:: 1 + len(log.entries) // _MAX_EPOCHS]
+            keys = ("epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
+            columns = {key: [entry[key] for entry in entries] for key in keys}
+            curves.append(
+                {"name": f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}", **columns}
+            )
+    return curves
+
+
+def _media(path: str, log_mel: LogMel) -> dict[str, Any]:
+    """What the members heard and saw: 16-bit WAV, and the log-mel as one byte per value, from its low bands up."""
+    config = log_mel.config
+    try:
+        samples = read_clip(path, config).samples
+    except (InputError, OSError) as error:
+        return {"error": str(error)}
+    wav = io.BytesIO()
+    soundfile.write(wav, samples, config.sample_rate, subtype="PCM_16", format="WAV")
+    image = torch.empty(config.n_mels, config.n_frames)
+    log_mel(samples, image)
+    image = 255 * (image - image.min()) / (image.max() - image.min()).clamp_min(1e-6)
+    return {
+        "audio": base64.b64encode(wav.getvalue()).decode(),
+        "image": base64.b64encode(image.round().byte().numpy().tobytes()).decode(),
+        "shape": list(image.shape),
+    }

@@ -1,0 +1,82 @@
+"""One self-contained HTML file: the template and its data."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from cache.cli import InputError
+from cache.files import write_atomic
+from infer.members import load_members
+from infer.options import ReportOptions
+from infer.report_data import read_curves, read_sources
+from train.world import World
+
+MAX_BYTES = 20_000_000  # of the file
+
+
+def write_report(options: ReportOptions, world: World) -> int:
+    """Judge and write the page; returns the exit status.
+
+    Raises
+    ------
+    InputError : nothing to judge, or no folder to write to
+    """
+    if not world.speaks:
+        return 0
+    output, console = Path(options.output), Console(highlight=False, markup=False, soft_wrap=True)
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.parent}")
+    members = load_members(options.run_folders, options.folds, world.device)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("judging", total=None)
+        sources, notes = read_sources(
+            options, members, world.device, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    data = {
+        "title": ", ".join(Path(run).name for run in options.run_folders),
+        "classes": members[0].classes,
+        "notes": notes,
+        "curves": read_curves(options.run_folders),
+        "sources": [source.describe() for source in sources],
+    }
+    embed([source.worst(options.worst, members[0].config) for source in sources], data, options.worst)
+    write_atomic(output, fill_template(data).encode("ascii"))
+    size = output.stat().st_size / 1e6
+    console.print(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB")
+    for note in notes:
+        console.print(f"not shown: {note}")
+    for described in data["sources"]:
+        if described["dropped"]:
+            shown = f"{len(described['worst'])} of {len(described['worst']) + described['dropped']} clips"
+            console.print(f"{described['name']}: {shown} embedded, more would pass {MAX_BYTES / 1e6:.0f} MB")
+    return 0
+
+
+def embed(worst: list, data: dict[str, Any], most: int) -> None:
+    """Add each source's worst clips to its description, as many as the file may hold, shared out evenly."""
+    room = MAX_BYTES - len(fill_template(data))
+    for number, (clips, described) in enumerate(zip(worst, data["sources"], strict=True)):
+        share, used = room // (len(worst) - number), 100
+        described["worst"] = []
+        for clip in clips:
+            used += len(_to_json(clip)) + 1
+            if used > share:
+                break
+            described["worst"].append(clip)
+            room -= len(_to_json(clip)) + 1
+        described["dropped"] = min(most, described["wrong"]) - len(described["worst"])
+
+
+def fill_template(data: dict[str, Any]) -> str:
+    """The page around `data`: pure ASCII, in which no string of the data can end the script element."""
+    before, after = resources.files("infer").joinpath("report.html").read_text("ascii").split("@DATA@")
+    return before + _to_json(data) + after
+
+
+def _to_json(value: Any) -> str:
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII: U+2028 and the like are escaped
+    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
