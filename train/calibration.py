@@ -1,8 +1,6 @@
 """Temperature scaling (Guo et al. 2017): one number that turns a member's held-out logits into honest probabilities."""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 _RANGE = (0.05, 20.0)
 
@@ -19,6 +17,9 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     -------
     float : to divide logits by, within 0.05 to 20; 1 where there are no clips
     """
+    from scipy.optimize import minimize_scalar  # a third of a second, which no start of a run should wait for
+    from scipy.special import log_softmax
+
     if not len(targets):
         return 1.0
     rows = np.arange(len(targets))

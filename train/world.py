@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 
 import torch
@@ -72,8 +73,7 @@ class World:
         if self.store is None:
             return True
         try:
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            return self.store.add(f"melshard/error/{attempt}", 1) == 1
+            return self.store.add("errors", 1) == 1
         except RuntimeError:
             return False  # the store is gone, and with it the rank that failed first
 
@@ -151,7 +151,8 @@ def run_in_world(device: str, body: Callable[[World], int]) -> int:
         return _show(world, f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
     except Exception as error:
         if isinstance(error, dist.DistError) or (world.world_size > 1 and _LOST_RANK.search(str(error))):
-            return _show(world, f"lost another rank ({str(error).splitlines()[0]})", status=1, cause=False)
+            reason = re.sub(r"\[\S*/\S*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+            return _show(world, f"lost another rank ({reason})", status=1, cause=False)
         return _show(world, "".join(traceback.format_exception(error)), status=1)
 
 
@@ -174,7 +175,8 @@ def _process_group(world: World, device: str) -> Iterator[None]:
     """Fill in `world`, and join the process group when torchrun started us."""
     launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
     if launched:
-        world.store, world.rank, world.world_size = next(dist.rendezvous("env://"))
+        store, world.rank, world.world_size = next(dist.rendezvous("env://"))
+        world.store = _fresh_store(store, world.rank, world.world_size)
     world.device = _choose_device(world, device)
     if not launched:
         yield
@@ -187,6 +189,27 @@ def _process_group(world: World, device: str) -> Iterator[None]:
     )
     yield
     dist.destroy_process_group()
+
+
+def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A corner of the store that no earlier attempt has written to.
+
+    Restarted workers find in torchrun's store what the attempt before left there (torch 2.15), and one that is ahead of
+    rank 0 would read its old address. So rank 0 names a new corner, and the others take it once it answers them.
+    """
+    me = uuid.uuid4().hex
+    if rank == 0:
+        store.set("melshard", me)
+        for other in range(1, world_size):
+            store.set(f"{me}/{store.get(f'{me}/{other}').decode()}", "")
+        return dist.PrefixStore(me, store)
+    while True:
+        corner = store.get("melshard").decode()
+        store.set(f"{corner}/{rank}", me)
+        for _ in range(20):
+            if store.check([f"{corner}/{me}"]):
+                return dist.PrefixStore(corner, store)
+            time.sleep(0.05)
 
 
 def _choose_device(world: World, device: str) -> torch.device:
