@@ -1,0 +1,239 @@
+"""The exported file: the same judgement as predict's, without the project."""
+
+import ast
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from cache.config import FeatureConfig
+from infer.export import main
+from infer.members import Member
+from infer.views import VIEWS, first_views
+from infer.waveform import GRAPH_VIEWS, GraphLogMel, WaveformEnsemble
+from pipeline.decode import read_clip
+from pipeline.features import LogMel
+from tests.conftest import RATE, ROOT, synthesise
+from tests.words_run import RUN, WORDS, words_run
+
+STEP = 2.0**-10  # of float16 at 1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run; see tests/words_run.py."""
+    return words_run(tmp_path_factory)
+
+
+@pytest.fixture
+def here(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run's folder as the working directory."""
+    monkeypatch.chdir(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    """onnxruntime, where all of the extra is there."""
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'melshard[export]'")
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'melshard[export]'")
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, runtime) -> Path:
+    """``model.onnx`` and ``model.int8.onnx`` of the run."""
+    output = run / "model.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run)
+        assert main(["--run", RUN, "--int8", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def recordings(run: Path) -> Path:
+    """A folder of what users have: words, silence, a short and a stereo file."""
+    folder = run / "mixed"
+    folder.mkdir()
+    for word, name in enumerate(WORDS):
+        soundfile.write(folder / f"{name}.wav", synthesise(word, 9, 9), RATE)
+    soundfile.write(folder / "short.wav", synthesise(1, 9, 8)[:9000], RATE)
+    soundfile.write(folder / "silent.wav", np.zeros(RATE, np.float32), RATE)
+    soundfile.write(folder / "stereo.flac", np.stack([synthesise(0, 3, 9), synthesise(0, 4, 9)], axis=1), RATE)
+    return folder
+
+
+def predicted(here: Path, recordings: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Clips (n, samples) and what predict says of them (n, classes)."""
+    from infer.predict import main as predict
+
+    flags = ["--run", RUN, "--input", recordings, "--device", "cpu", "--probabilities", "matrix.csv"]
+    assert predict(list(map(str, flags))) == 0
+    with open(here / "matrix.csv", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    clips = np.stack([read_clip(str(recordings / row[0]), FeatureConfig()).samples for row in rows])
+    return clips, np.array([row[1:] for row in rows], np.float64)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_mels": 224, "n_frames": 224},
+        {"n_mels": 32, "n_frames": 40, "n_fft": 1000, "fmin": 60.0, "fmax": 7000.0},
+        {"n_mels": 16, "n_frames": 16, "n_fft": 509},  # a prime
+        {"n_mels": 16, "n_frames": 9, "n_fft": 510, "sample_rate": 8000, "fmax": 4000.0, "clip_seconds": 0.5},
+    ],
+)
+def test_graph_features_equal_the_cache_s(settings: dict) -> None:
+    """For frames of any length the graph's features are LogMel's within two float16 steps; silence gives zeros."""
+    config = FeatureConfig(**settings)
+    clips = np.stack([synthesise(word, 1, word)[: config.samples] * 10.0**-word for word in range(5)])
+    clips[4] = 0
+    with torch.inference_mode():
+        found = GraphLogMel(config)(torch.from_numpy(clips)).numpy()
+    assert found.shape == (5, 1, config.n_mels, config.n_frames)
+    reference, log_mel = torch.empty(config.n_mels, config.n_frames), LogMel(config)
+    for clip, features in zip(clips, found[:, 0], strict=True):
+        log_mel(clip, reference)
+        np.testing.assert_allclose(features, reference.numpy(), rtol=2 * STEP, atol=2 * STEP)
+    assert not found[4].any()
+
+
+def test_graph_views_equal_predict_s() -> None:
+    """Every test-time view has a form in the graph that gives the same samples, and leaves silence alone."""
+    clips = np.stack([synthesise(1, 2, 3), np.zeros(RATE, np.float32)])
+    member = Member("r", "0", Path("p"), FeatureConfig(n_mels=16, n_frames=16), ["a"], "", 1.0, torch.nn.Identity())
+    noise = WaveformEnsemble([member], first_views(1)).noise
+    for view in VIEWS:
+        expected = np.stack([view(clip) for clip in clips])
+        found = GRAPH_VIEWS[view.__name__](torch.from_numpy(clips), noise).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_onnx_says_what_predict_says(here: Path, exported: Path, recordings: Path, runtime) -> None:
+    """onnxruntime gives predict's probabilities within 1e-3 and its labels, for batches of any size."""
+    clips, expected = predicted(here, recordings)
+    assert (expected.max(axis=1) < 0.99).any()  # else any file would agree
+    session = runtime.InferenceSession(str(exported))
+    whole = session.run(None, {"waveform": clips})[0]
+    single = np.concatenate([session.run(None, {"waveform": clip[None]})[0] for clip in clips])
+    for found in (whole, single):
+        assert np.abs(found - expected).max() <= 1e-3
+        assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+        np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_onnx_metadata_name_classes_rate_and_features(here: Path, exported: Path, runtime) -> None:
+    """The metadata hold what a caller needs, and the file holds no path of the machine that wrote it."""
+    (index,) = here.glob("data/cache/*/index.json")
+    about = runtime.InferenceSession(str(exported)).get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == sorted([*WORDS, "noise"])
+    assert (about["sample_rate"], about["clip_seconds"], about["tta"]) == ("16000", "1.0", "4")
+    assert about["feature_digest"][:12] in index.parent.name
+    assert str(ROOT).encode() not in exported.read_bytes()
+
+
+def test_fifteen_lines_without_the_project_judge_alike(here: Path, exported: Path, recordings: Path) -> None:
+    """docs/run_onnx.py, where the project cannot be imported, prints predict's labels and confidences."""
+    _, expected = predicted(here, recordings)
+    paths = sorted(map(str, recordings.iterdir()))
+    script = ROOT / "docs/run_onnx.py"
+    command = [sys.executable, "-I", script, exported, *paths]
+    done = subprocess.run(list(map(str, command)), cwd="/", capture_output=True, text=True, check=True)
+    classes = sorted([*WORDS, "noise"])
+    for line, path, probs in zip(done.stdout.splitlines(), paths, expected, strict=True):
+        assert line.split()[:2] == [path, classes[probs.argmax()]]
+        assert float(line.split()[2]) == pytest.approx(probs.max(), abs=1e-3)
+    statements = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.Import)]
+    assert {alias.name for node in statements for alias in node.names} == {"json", "sys", "onnxruntime", "soundfile"}
+    assert len([line for line in script.read_text().splitlines() if line]) <= 15
+
+
+def test_int8_quantises_the_networks_only(exported: Path, recordings: Path, runtime) -> None:
+    """The int8 variant is smaller, every dequantised weight belongs to a network, and words are still recognised."""
+    import onnx
+
+    path = exported.with_name("model.int8.onnx")
+    assert path.stat().st_size < exported.stat().st_size
+    nodes = onnx.load(path).graph.node
+    dequantised = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    users = [node for node in nodes if dequantised & set(node.input)]
+    products = [node.name for node in users if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert products
+    assert all(name.startswith("networks/") for name in products)
+    session = runtime.InferenceSession(str(path))
+    clips = np.stack([read_clip(str(recordings / f"{word}.wav"), FeatureConfig()).samples for word in WORDS])
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    assert [classes[best] for best in session.run(None, {"waveform": clips})[0].argmax(axis=1)] == WORDS
+
+
+def test_torch_format_says_what_predict_says(here: Path, recordings: Path) -> None:
+    """A torch.export file gives predict's probabilities for batches of any size, and carries the metadata."""
+    assert main(["--run", RUN, "--format", "torch", "--check", str(recordings)]) == 0
+    clips, expected = predicted(here, recordings)
+    about = {"metadata.json": ""}
+    module = torch.export.load(here / "model.pt2", extra_files=about).module()
+    with torch.inference_mode():
+        single = torch.cat([module(torch.from_numpy(clip[None])) for clip in clips]).numpy()
+        assert np.abs(module(torch.from_numpy(clips)).numpy() - expected).max() <= 1e-3
+    assert np.abs(single - expected).max() <= 1e-3
+    assert json.loads(json.loads(about["metadata.json"])["classes"]) == sorted([*WORDS, "noise"])
+
+
+def test_a_file_that_differs_is_not_left_behind(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Where the graph judges otherwise than predict, the command fails and an older file keeps its content."""
+    monkeypatch.setitem(GRAPH_VIEWS, "later", lambda clips, noise: clips.flip(1))
+    (here / "old.pt2").write_bytes(b"old")
+    assert main(["--run", RUN, "--format", "torch", "--output", "old.pt2"]) == 2
+    assert "judges" in capsys.readouterr().err
+    assert (here / "old.pt2").read_bytes() == b"old"
+    assert not list(here.glob(".old.pt2*"))
+
+
+def test_generated_signals_are_named_as_such(here: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without recordings the file is verified on generated signals, and the command says so."""
+    flags = ["--run", RUN, "--format", "torch", "--cache-dir", "nowhere", "--check-clips", "4", "--output", "g.pt2"]
+    assert main(flags) == 0
+    assert "4 clips of generated signals" in capsys.readouterr().out
+
+
+def test_a_missing_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Without onnxruntime the error says what to install."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["--run", RUN]) == 2
+    assert "pip install 'melshard[export]'" in capsys.readouterr().err
+
+
+def test_members_of_different_clip_lengths_are_refused() -> None:
+    """One waveform cannot be the clip of members that were trained on clips of different lengths."""
+    members = [
+        Member("r", str(n), Path("p"), FeatureConfig(clip_seconds=1.0 + n), ["a"], "", 1.0, torch.nn.Identity())
+        for n in range(2)
+    ]
+    with pytest.raises(ValueError, match="all must agree"):
+        WaveformEnsemble(members, first_views(1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["resnet18", "dla60_res2next", "test_vit"])
+def test_models_export(model: str, tmp_path: Path, runtime) -> None:
+    """Other kinds of models go through the same exporter, and onnxruntime agrees with torch."""
+    from infer.exported import run_onnx, write_onnx
+    from train.models import create_model
+
+    config = FeatureConfig(n_mels=64, n_frames=64)
+    network = create_model(model, 5, (64, 64)).eval()
+    module = WaveformEnsemble([Member("r", "0", tmp_path, config, list("abcde"), "", 0.7, network)], VIEWS).eval()
+    write_onnx(module, config.samples, {}, tmp_path / "m.onnx")
+    clips = np.stack([synthesise(word, 1, 1) for word in range(3)])
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(clips)).numpy()
+    np.testing.assert_allclose(run_onnx(tmp_path / "m.onnx")(clips), expected, atol=1e-4)
