@@ -1,0 +1,205 @@
+"""Long recordings: windows that equal clips cut out, detections at the right times, and constant memory."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache.config import FeatureConfig
+from infer.predict import main
+from infer.windows import _DETECTION, suppressed
+from pipeline.decode import read_clip
+from pipeline.features import LogMel
+from pipeline.stream import LoudestClip, read_blocks, windows
+from tests.conftest import RATE, ROOT, synthesise
+from tests.words_run import RUN, WORDS, hiss, words_run
+
+CONFIG = FeatureConfig(n_mels=32, n_frames=32)
+SAID = {3.1: "yes", 5.0: "no", 9.33: "up", 12.0: "up", 17.9: "no"}  # start in seconds
+FLAGS = ("--run", RUN, "--device", "cpu", "--tta", "2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run; see tests/words_run.py."""
+    return words_run(tmp_path_factory)
+
+
+@pytest.fixture
+def here(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run's folder as the working directory."""
+    monkeypatch.chdir(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path) -> Path:
+    """``talk.flac`` with the words of `SAID`, a word of exactly a clip, a short one, and a file that is no audio."""
+    folder = run / "recordings"
+    folder.mkdir()
+    talk = hiss(20.4, 1)
+    for start, word in SAID.items():
+        first = round(start * RATE)
+        talk[first : first + RATE] += synthesise(WORDS.index(word), 9, round(start)) * (2 if start == 5.0 else 1)
+    soundfile.write(folder / "talk.flac", talk, RATE)
+    soundfile.write(folder / "whole.wav", synthesise(2, 9, 9), RATE)
+    soundfile.write(folder / "short.wav", synthesise(2, 9, 8)[:14000], RATE)
+    (folder / "broken.wav").write_text("no audio")
+    return folder
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def noise(path: Path, rate: int, channels: int, subtype: str) -> np.ndarray:
+    """Write 13.37 s of noise whose level rises and falls; returns what read_clip makes of it."""
+    time_s = np.arange(round(13.37 * rate)) / rate
+    level = 0.2 * np.abs(np.sin(time_s))[:, None]
+    samples = np.clip(level * np.random.default_rng(rate).standard_normal((len(time_s), channels)), -1, 1)
+    soundfile.write(path, samples, rate, subtype=subtype)
+    return read_clip(str(path), CONFIG).samples
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "subtype"),
+    [(16000, 1, "PCM_16"), (16000, 2, "FLOAT"), (44100, 1, "PCM_24"), (8000, 3, "PCM_16")],
+)
+def test_the_loudest_clip_of_a_stream_is_read_clip_s(rate: int, channels: int, subtype: str, tmp_path: Path) -> None:
+    """Found block by block, the loudest window has the same bits as through the clip path, resampled or not."""
+    expected, loudest = noise(tmp_path / "x.wav", rate, channels, subtype), LoudestClip(RATE)
+    assert sum(map(len, loudest.watch(read_blocks(str(tmp_path / "x.wav"), CONFIG)))) == round(13.37 * RATE)
+    assert np.array_equal(loudest.samples, expected)
+
+
+@given(total=st.integers(0, 300), length=st.integers(1, 60), hop=st.integers(1, 60), cuts=st.lists(st.integers(0, 300)))
+def test_windows_cover_a_recording_however_it_is_cut_into_blocks(
+    total: int, length: int, hop: int, cuts: list[int]
+) -> None:
+    """Windows start at every hop, one ends with the recording, and each holds its stretch of samples."""
+    hop, samples = min(hop, length), np.arange(total, dtype=np.float32)
+    starts = list(range(0, total - length + 1, hop))
+    if total >= length and starts[-1] != total - length:
+        starts.append(total - length)
+    found = list(windows(np.split(samples, sorted(cut for cut in cuts if cut <= total)), length, hop))
+    assert [start for start, _ in found] == starts
+    assert all(np.array_equal(window, samples[start : start + length]) for start, window in found)
+
+
+def test_features_of_a_window_are_those_of_the_clip_cut_out(tmp_path: Path) -> None:
+    """A window cut into a file of its own and read as a clip gives the same features to the bit."""
+    noise(tmp_path / "x.wav", RATE, 1, "PCM_16")
+    log_mel = LogMel(CONFIG)
+    streamed, cut = torch.empty(2, 32, 32, dtype=torch.float16)
+    for start, window in windows(read_blocks(str(tmp_path / "x.wav"), CONFIG), RATE, 3777):
+        stretch, _ = soundfile.read(tmp_path / "x.wav", start=start, frames=RATE, dtype="int16")
+        soundfile.write(tmp_path / "cut.wav", stretch, RATE)
+        log_mel(window, streamed)
+        log_mel(read_clip(str(tmp_path / "cut.wav"), CONFIG).samples, cut)
+        assert torch.equal(streamed, cut)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 2), st.integers(1, 9)),
+        unique_by=lambda row: row[:2],
+    )
+)
+def test_suppression_keeps_the_most_confident_of_overlapping_windows(rows: list[tuple]) -> None:
+    """What stays equals a plain loop over windows from the most to the least confident."""
+    found = np.array(
+        [(file, start / 4, start / 4 + 1, target, score / 10) for file, start, target, score in sorted(rows)],
+        _DETECTION,
+    )
+    stays: list[int] = []
+    for index in np.argsort(-found["confidence"], kind="stable"):
+        here = found[index]
+        if not any(
+            (found[other]["file"], found[other]["target"]) == (here["file"], here["target"])
+            and abs(found[other]["start_s"] - here["start_s"]) < 1
+            for other in stays
+        ):
+            stays.append(index)
+    assert suppressed(found).tolist() == found[sorted(stays)].tolist()
+
+
+def test_words_are_found_when_they_were_said(here: Path, folder: Path) -> None:
+    """Each word of a long recording is found once, in a window that covers most of it; noise is found between them."""
+    flags = ("--input", str(folder), "--windows", "windows.csv", "--output", "p.csv", "--hop-seconds", "0.2")
+    assert main([*FLAGS, *flags]) == 1  # broken.wav
+    rows = [row for row in table(here / "windows.csv") if row["file"] == "talk.flac"]
+    words = [(row["label"], float(row["start_s"])) for row in rows if row["label"] != "noise"]
+    assert [label for label, _ in words] == list(SAID.values()), rows
+    assert all(abs(found - said) <= 0.5 for (_, found), said in zip(words, SAID, strict=True))
+    assert any(row["label"] == "noise" for row in rows)
+    assert all(float(row["end_s"]) - float(row["start_s"]) == pytest.approx(1) for row in rows)
+    assert all(float(row["confidence"]) >= 0.5 for row in rows)
+
+
+def test_the_file_s_own_row_and_files_of_a_clip_stay_as_they_are(here: Path, folder: Path) -> None:
+    """predictions.csv is the same with and without --windows; a file of a clip or less is one window of its length."""
+    assert main([*FLAGS, "--input", str(folder), "--output", "plain.csv"]) == 1
+    flags = ("--windows", "w.csv", "--output", "windowed.csv", "--window-confidence", "0")
+    assert main([*FLAGS, "--input", str(folder), *flags]) == 1
+    assert (here / "windowed.csv").read_text() == (here / "plain.csv").read_text()
+    own = {row["file"]: row for row in table(here / "plain.csv")}
+    assert own["talk.flac"]["label"] == "no"  # the loudest
+    assert own["broken.wav"]["error"]
+    spans = [(row["file"], row["start_s"], row["end_s"]) for row in table(here / "w.csv") if row["file"] != "talk.flac"]
+    assert spans == [("short.wav", "0.000", "0.875"), ("whole.wav", "0.000", "1.000")]
+    assert [row["label"] for row in table(here / "w.csv")][-1] == own["whole.wav"]["label"]
+
+
+def test_two_ranks_write_the_same_tables(here: Path, folder: Path, tmp_path: Path) -> None:
+    """Under torchrun, with more files than a block, both tables are those of one process."""
+    names = [str(folder / name) for name in ("whole.wav", "short.wav", "talk.flac")]
+    (tmp_path / "list.txt").write_text("\n".join(names * 4))
+    flags = [*FLAGS, "--input", tmp_path / "list.txt", "--windows", tmp_path / "w.csv", "--output", tmp_path / "p.csv"]
+    assert main(list(map(str, flags))) == 0
+    tables = [(tmp_path / name).read_bytes() for name in ("w.csv", "p.csv")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "infer.predict", "--", *map(str, flags)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tables == [(tmp_path / name).read_bytes() for name in ("w.csv", "p.csv")]
+
+
+def test_thirty_minutes_take_no_more_memory_than_one(here: Path, tmp_path: Path) -> None:
+    """A recording that the clip path refuses for its length is judged, by its loudest window, in constant memory."""
+    for minutes in (1, 30):
+        with soundfile.SoundFile(tmp_path / f"{minutes}.wav", "w", RATE, 1, "PCM_16") as file:
+            for minute in range(minutes):
+                file.write(hiss(60, minute))
+            file.seek(-5 * RATE, soundfile.SEEK_END)
+            file.write(synthesise(2, 9, 9))
+    program = (
+        "import resource, sys; from infer.predict import main\n"
+        "for minutes in (1, 30):\n"
+        f"    main([*{FLAGS!r}[:4], '--tta', '1', '--hop-seconds', '1', '--input', f'{tmp_path}/{{minutes}}.wav',\n"
+        f"        '--output', f'{tmp_path}/{{minutes}}.csv', '--windows', f'{tmp_path}/{{minutes}}w.csv'])\n"
+        "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=here, env=environment, capture_output=True, text=True)
+    peaks = [int(line.split()[1]) / 1024 for line in done.stdout.splitlines() if line.startswith("peak")]
+    assert peaks[1] - peaks[0] < 20, f"{peaks} MiB; decoded the recording has 110\n{done.stdout + done.stderr}"
+    (row,) = table(tmp_path / "30.csv")
+    assert (row["label"], row["error"]) == ("yes", "")
+    assert [row["start_s"] for row in table(tmp_path / "30w.csv") if row["label"] != "noise"] == ["1795.000"]
+
+
+def test_a_hop_beyond_the_clip_is_refused(here: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """Windows that leave gaps would miss words."""
+    assert main([*FLAGS, "--input", str(folder), "--windows", "w.csv", "--hop-seconds", "1.5"]) == 2
+    assert "--hop-seconds 1.5; expected more than 0 and at most 1" in capsys.readouterr().err
