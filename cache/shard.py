@@ -5,6 +5,7 @@ A shard holds the dataset ``features`` (clips, views, n_mels, n_frames), the dat
 count, its SHA-256 and the clips it was built from. A shard is finished when both have their final names.
 """
 
+import hashlib
 import math
 import mmap
 import os
@@ -18,7 +19,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import atomic_path, file_checksum, read_sealed, write_sealed
+from cache.files import atomic_path, read_sealed, write_sealed
 
 SCHEMA = 1
 REBUILD = "rebuild with python -m pipeline.build_cache"
@@ -53,17 +54,17 @@ def write_shard(
         offset, nbytes = _create(temporary, number, config, clip_ids)
         handle = os.open(temporary, os.O_RDWR)
         try:
-            os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
-            os.lseek(handle, offset, os.SEEK_SET)
-            written = 0
+            os.posix_fallocate(handle, 0, offset + nbytes)
+            checksum, written = hashlib.sha256(os.read(handle, offset)), 0
             for row in rows:
                 assert (row.shape, row.dtype, row.flags.c_contiguous) == (config.row_shape, np.float16, True)
-                written += _write_all(handle, memoryview(row).cast("B"))
+                data = memoryview(row).cast("B")
+                checksum.update(data)  # while it is in the core's own cache
+                written += _write_all(handle, data)
             assert written == nbytes, f"{path}: {written} bytes of rows for {nbytes}"
         finally:
             os.close(handle)
-        size, checksum = temporary.stat().st_size, file_checksum(temporary)
-    return {"rows": len(clip_ids), "bytes": size, "checksum": checksum}
+    return {"rows": len(clip_ids), "bytes": offset + nbytes, "checksum": checksum.hexdigest()}
 
 
 def _create(path: Path, number: int, config: FeatureConfig, clip_ids: list[str]) -> tuple[int, int]:
@@ -82,8 +83,7 @@ def _create(path: Path, number: int, config: FeatureConfig, clip_ids: list[str])
         space = h5py.h5s.create_simple((len(clip_ids), *config.row_shape))
         dataset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F16LE, space, layout)
         offset, nbytes = dataset.get_offset(), dataset.get_storage_size()
-    if path.stat().st_size < offset + nbytes:
-        os.truncate(path, offset + nbytes)
+    assert path.stat().st_size <= offset + nbytes, "HDF5 puts what it allocates last at the end"
     return offset, nbytes
 
 

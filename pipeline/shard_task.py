@@ -46,9 +46,10 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
     (number, clips, rejected clips)
     """
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
-    with shared_lock(task.folder / WORKERS_LOCK):
+    with threadpool_limits(1), shared_lock(task.folder / WORKERS_LOCK):
         names = [name.decode() for name in task.listing["clip_id"].tolist()]
         loaded = [_load(task, name) for name in names]
         clips = [(name, samples) for name, (samples, *_) in zip(names, loaded, strict=True) if samples is not None]
