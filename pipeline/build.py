@@ -58,7 +58,7 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
         plan_split(options, listing[new | (known.reason_of(sources) == b"")], folder)  # refuse before any work
         todo = listing[new]
         _check_space(folder, config, len(todo))
-        built = _build_shards(_plan(folder, audio_dir, config, todo, sources, options), options, len(todo), progress)
+        built = _build_shards(plan_shards(folder, config, todo, sources, options), options, len(todo), progress)
         summary = finish(options, config, folder, listing)
     return dataclasses.replace(summary, built=built, ignored=ignored, seconds=time.monotonic() - started)
 
@@ -119,8 +119,8 @@ def _check_same_corpus(folder: Path, audio_dir: Path, listing: np.ndarray, sourc
         raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
 
 
-def _plan(
-    folder: Path, audio_dir: Path, config: FeatureConfig, todo: np.ndarray, sources: Sources, options: BuildOptions
+def plan_shards(
+    folder: Path, config: FeatureConfig, todo: np.ndarray, sources: Sources, options: BuildOptions
 ) -> list[ShardTask]:
     """Cut the clips to build into shards, which take the lowest free numbers.
 
@@ -131,6 +131,7 @@ def _plan(
     with contextlib.suppress(InputError):
         used.update(shard["number"] for shard in read_index(folder)["shards"])
     parent = os.getpid() if options.backend == "loky" and options.jobs != 1 else None
+    folder, audio_dir = folder.absolute(), Path(options.audio_dir).absolute()
     for first in range(0, len(todo), size):
         while number in used:
             number += 1
