@@ -23,7 +23,7 @@ def dask(*arguments: str) -> subprocess.Popen:
 
 
 @contextlib.contextmanager
-def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen]]]:
+def cluster(workers: int, scratch: Path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
     """A scheduler and its workers on this machine; yields its address and the worker processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,7 +31,16 @@ def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen]]]:
     address = f"tcp://127.0.0.1:{port}"
     processes = [dask("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")]
     try:
-        flags = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+        flags = (
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+            "--local-directory",
+            str(scratch),
+        )
         processes += [dask("dask_worker", address, *flags) for _ in range(workers)]
         from distributed import Client
 
@@ -54,7 +63,7 @@ def test_same_bits_as_the_local_build_although_a_worker_dies(tmp_path: Path):
     local = start("pipeline.build_cache", "--audio-dir", audio, "--cache-dir", tmp_path / "local", "--jobs", 1, *FLAGS)
     output, _ = local.communicate()
     assert local.returncode == 0, output
-    with cluster(2) as (address, workers):
+    with cluster(2, tmp_path) as (address, workers):
         spread = ("--backend", "dask", "--scheduler", address)
         build = start("pipeline.build_cache", "--audio-dir", audio, "--cache-dir", tmp_path / "dask", *spread, *FLAGS)
         while len(list(tmp_path.glob("dask/*/shard-*.json"))) < 2 and build.poll() is None:
