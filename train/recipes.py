@@ -13,7 +13,16 @@ _AT_224 = {**_BASE, "n_mels": 224}
 _NARROW = {"n_mels": 64, "width": 32, "epochs": 40}
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "smoke": {"model": "resnet18", "n_mels": 32, "epochs": 10, "batch_size": 128},
+    "smoke": {
+        "model": "resnet18",
+        "n_mels": 32,
+        "epochs": 10,
+        "batch_size": 64,
+        "lr": 4e-3,
+        "warmup_epochs": 1.0,
+        "mixup": 0.0,
+        "spec_augment": 0.0,
+    },
     "resnet50-64x32": {**_NARROW, "model": "resnet50"},
     "resnet50d-64x32": {**_NARROW, "model": "resnet50d"},
     "res2next50-64x32": {**_NARROW, "model": "res2next50"},
