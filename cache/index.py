@@ -189,6 +189,15 @@ def list_caches(cache_dir: str | Path) -> list[Path]:
     return sorted(path.parent for path in Path(cache_dir).glob(f"*/{INDEX}"))
 
 
+def _resolution(folder: Path) -> tuple[int, int] | None:
+    """Mels and frames of a cache; None where its index is damaged, which is no reason not to find another."""
+    try:
+        config = FeatureConfig.from_dict(read_index(folder).get("config"), str(folder))
+    except InputError:
+        return None
+    return config.n_mels, config.n_frames
+
+
 def find_cache(cache_dir: str | Path, n_mels: int, n_frames: int, folder: str | None = None) -> Path:
     """The one cache of a resolution.
 
@@ -203,10 +212,7 @@ def find_cache(cache_dir: str | Path, n_mels: int, n_frames: int, folder: str | 
     """
     if folder:
         return next((path for path in (Path(folder), Path(cache_dir) / folder) if path.is_dir()), Path(folder))
-    sizes = {}
-    for path in list_caches(cache_dir):
-        config = read_index(path).get("config")
-        sizes[path] = (config.get("n_mels"), config.get("n_frames")) if isinstance(config, dict) else None
+    sizes = {path: _resolution(path) for path in list_caches(cache_dir)}
     found = [path for path, size in sizes.items() if size == (n_mels, n_frames)]
     if len(found) == 1:
         return found[0]
