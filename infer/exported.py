@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache.cli import InputError, require
+from cache.cli import InputError
 
 _OPSET = 18
 _QUANTISED = ("Conv", "Gemm", "MatMul")  # of the networks; quantising every operator was no faster
@@ -23,7 +24,8 @@ Runner = Callable[[np.ndarray], np.ndarray]
 def write_torch(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
     """Write a ``torch.export`` file, with the metadata as JSON in its extra file ``metadata.json``."""
     program = torch.export.export(module, (torch.zeros(2, samples),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    with open(path, "wb") as file:
+    with open(path, "wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constants that share memory; the file is verified after this
         torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
 
 
@@ -44,10 +46,10 @@ def write_onnx(module: torch.nn.Module, samples: int, metadata: dict[str, str], 
 
     Raises
     ------
-    InputError : the extra is not installed, or the weights do not fit into one file
+    InputError : the weights do not fit into one file
     """
-    onnx = require("onnx", "export")
-    require("onnxscript", "export")
+    import onnx
+
     tensors = [*module.parameters(), *module.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > _MOST_BYTES:
@@ -86,8 +88,9 @@ def quantise_onnx(source: Path, target: Path, clips: np.ndarray) -> None:
     ----------
     clips : np.ndarray [shape=(n, samples), dtype=float32]
     """
-    onnx = require("onnx", "export")
-    quantization = require("onnxruntime.quantization", "export")
+    import onnx
+    from onnxruntime import quantization
+
     batches = iter(np.array_split(clips, -(-len(clips) // 8)))
 
     class Clips(quantization.CalibrationDataReader):
@@ -114,6 +117,7 @@ def quantise_onnx(source: Path, target: Path, clips: np.ndarray) -> None:
 
 def run_onnx(path: Path) -> Runner:
     """Load an ONNX file into onnxruntime, on the CPU."""
-    runtime = require("onnxruntime", "export")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda clips: session.run(None, {"waveform": clips})[0]
