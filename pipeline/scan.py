@@ -92,7 +92,7 @@ def speakers_of(clip_ids: np.ndarray) -> np.ndarray:
 def read_list(audio_dir: Path, name: str) -> set[bytes]:
     """The clip_ids in ``testing_list.txt`` or ``validation_list.txt``; empty where there is no such file."""
     path = Path(audio_dir) / name
-    return set(path.read_bytes().split()) if path.exists() else set()
+    return {line.strip() for line in path.read_bytes().splitlines()} if path.exists() else set()
 
 
 def noise_files(audio_dir: Path) -> list[Path]:
