@@ -169,8 +169,9 @@ class Cache:
         out : [shape=(n, n_mels, n_frames), dtype=float16], overwritten and returned
         """
         shards, rows = self.clips["shard"][clips].tolist(), self.clips["row"][clips].tolist()
-        for target, shard, row, view in zip(out, shards, rows, np.asarray(views).tolist(), strict=True):
-            np.copyto(target, self.features(shard)[row, view])
+        for target, shard, row, view in zip(out.view(np.uint16), shards, rows, np.asarray(views).tolist(), strict=True):
+            mapped = self._mapped.get(shard) or self._map(shard)
+            np.positive(mapped.words[row, view], out=target)  # a vector loop: copyto's memcpy takes a quarter longer
         return out
 
     def prefetch(self, clips: np.ndarray, views: np.ndarray) -> None:
@@ -178,10 +179,10 @@ class Cache:
         nbytes = 2 * self.config.n_mels * self.config.n_frames
         shards, rows = self.clips["shard"][clips].tolist(), self.clips["row"][clips].tolist()
         for shard, row, view in zip(shards, rows, np.asarray(views).tolist(), strict=True):
-            _, buffer, offset = self._map(shard)
-            start = offset + (row * self.config.num_views + view) * nbytes
+            mapped = self._map(shard)
+            start = mapped.offset + (row * self.config.num_views + view) * nbytes
             page = start - start % mmap.PAGESIZE
-            buffer.madvise(mmap.MADV_WILLNEED, page, start + nbytes - page)
+            mapped.buffer.madvise(mmap.MADV_WILLNEED, page, start + nbytes - page)
 
 
 def list_caches(cache_dir: str | Path) -> list[Path]:
