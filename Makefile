@@ -9,7 +9,7 @@ DEMO_RUN := --runs-dir runs --model resnet18 --n-mels 32
 setup: $(VENV)/.ready
 $(VENV)/.ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
 demo: setup # in demo/, never in data/
