@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from conftest import ROOT, write_corpus
 
@@ -33,6 +34,26 @@ def build_tiny_cache(folder: Path) -> Path:
     return folder / "cache"
 
 
+@contextlib.contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    """A file system of its own on `folder`."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def only_error(output: str) -> str:
+    """The one line that starts with ``error:``; there is no traceback."""
+    assert "Traceback" not in output, output
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    return line
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.socket() as listener:
@@ -40,10 +61,8 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _rank(argv: list[str], environment: dict[str, str], log: str, limits: dict[int, int], folder: str) -> None:
+def _rank(argv: list[str], environment: dict[str, str], log: str, folder: str) -> None:
     """Body of a forked rank: what ``python -m train.run`` does, without importing torch anew."""
-    import resource
-
     from train.run import main
 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -53,8 +72,6 @@ def _rank(argv: list[str], environment: dict[str, str], log: str, limits: dict[i
     os.chdir(folder)
     os.environ.update(environment)
     torch.set_num_threads(1)
-    for limit, value in limits.items():
-        resource.setrlimit(limit, (value, value))
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     status = main(argv)
     sys.stdout.flush()
@@ -69,7 +86,6 @@ class Ranks:
     flags : of the command, after `TINY`
     count : how many ranks
     log : where all of them write
-    limits : rank → resource limits (``resource.RLIMIT_…`` → value)
     folders : rank → working directory
     """
 
@@ -78,7 +94,6 @@ class Ranks:
         *flags: object,
         count: int = 1,
         log: Path,
-        limits: dict[int, dict] | None = None,
         folders: dict[int, Path] | None = None,
     ) -> None:
         self.log, argv = log, [*TINY, *map(str, flags)]
@@ -89,7 +104,7 @@ class Ranks:
         for rank in range(count):
             environment = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
             where = str((folders or {}).get(rank, ROOT))
-            arguments = (argv, environment, str(log), (limits or {}).get(rank, {}), where)
+            arguments = (argv, environment, str(log), where)
             self.processes.append(_SPAWN.Process(target=_rank, args=arguments, daemon=True))
         for process in self.processes:
             process.start()
@@ -142,19 +157,21 @@ def run(*flags: object, count: int = 1, log: Path) -> tuple[list[int], str]:
     return ranks.wait(), ranks.output
 
 
-def start_torchrun(*flags: object, count: int = 2, launch: tuple[str, ...] = (), **kwargs: Any) -> subprocess.Popen:
+def start_torchrun(
+    *flags: object, count: int = 2, launch: tuple[str, ...] = (), environment: dict[str, str] | None = None
+) -> subprocess.Popen:
     """Start ``torchrun --nproc_per_node count -m train.run``; `launch` holds further flags of torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
     command += launch or ("--standalone", "--monitor-interval", "0.1")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment, **kwargs}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
     return subprocess.Popen([*command, "-m", "train.run", *TINY, *map(str, flags)], cwd=ROOT, **settings)
 
 
-def torchrun(*flags: object, count: int = 2, launch: tuple[str, ...] = ()) -> tuple[int, str]:
+def torchrun(*flags: object, count: int = 2) -> tuple[int, str]:
     """Run ``torchrun … -m train.run`` to the end; returns exit status and output."""
-    process = start_torchrun(*flags, count=count, launch=launch)
-    output, _ = process.communicate(timeout=120)
+    process = start_torchrun(*flags, count=count)
+    output, _ = process.communicate(timeout=180)
     return process.returncode, output
 
 

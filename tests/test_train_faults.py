@@ -1,0 +1,184 @@
+"""Training that cannot go on, or must not: one clear line, and nothing lost."""
+
+import contextlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from train_helpers import (
+    Ranks,
+    build_tiny_cache,
+    differing,
+    free_port,
+    metrics,
+    mounted,
+    only_error,
+    read_until,
+    run,
+    start_torchrun,
+    state_of,
+    workers_of,
+)
+
+from cache.index import Cache
+from cache.shard import shard_path
+from train.data import clips_of_step, select_fold
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder above the tiny cache, built once."""
+    return build_tiny_cache(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def flags(tiny: Path, tmp_path: Path) -> tuple[str, ...]:
+    """Where the cache is, and a run in the test's folder."""
+    return "--cache-dir", str(tiny), "--runs-dir", str(tmp_path / "runs"), "--name", "run"
+
+
+@pytest.fixture
+def fold(tmp_path: Path) -> Path:
+    """Where the run of `flags` leaves its files."""
+    return tmp_path / "runs" / "run" / "fold0"
+
+
+def _poison(weights: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=10).state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, weights)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_loss_that_is_never_finite(count: int, flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """Steps are skipped and counted; after 20 in a row the run stops and says which checkpoint is good."""
+    _poison(tmp_path / "nan.pt")
+    more = ("--epochs", "9", "--weights", tmp_path / "nan.pt")
+    statuses, output = run(*flags, *more, count=count, log=tmp_path / "log")
+    assert statuses == [2] * count, output
+    message = only_error(output)
+    assert "20 steps in a row without a finite gradient; stopped at step 2" in message
+    assert f"{fold / 'last.pt'} holds the last good checkpoint; train under another --name with a lower --lr" in message
+    assert [line["skipped_steps"] for line in metrics(fold)] == [6, 12, 18]
+    assert torch.load(fold / "last.pt", weights_only=True)["state"]["step"] == 18
+
+
+def test_one_clip_that_is_not_finite(tiny: Path, flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """A poisoned clip on one rank: both skip the step and count it, and everything that is kept stays finite."""
+    shutil.copytree(tiny, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    cache = Cache(folder)
+    training = select_fold(cache, "0").training
+    clip = training[17]
+    path = shard_path(folder, cache.clips["shard"][clip])
+    rows = cache.features(cache.clips["shard"][clip])
+    nbytes = rows[0].nbytes
+    offset = path.read_bytes().find(rows[cache.clips["row"][clip]].tobytes())
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(np.full(nbytes // 2, np.nan, np.float16).tobytes())
+    more = ("--cache-dir", tmp_path / "cache", "--epochs", "6", "--ema", "0.9")
+    statuses, output = run(*flags, *more, count=2, log=tmp_path / "log")
+    assert statuses == [0, 0], output
+    hit = sum(clip in clips_of_step(training, 2, 12, 0, step)[0] for step in range(36))
+    assert 0 < hit <= 6
+    assert metrics(fold)[-1]["skipped_steps"] == hit
+    state = torch.load(fold / "last.pt", weights_only=True)["state"]
+    tensors = [*state["model"].values(), *state["ema"].values()]
+    assert all(tensor.isfinite().all() for tensor in tensors)
+    assert all(np.isfinite(line["val_loss"]) and np.isfinite(line["train_loss"]) for line in metrics(fold))
+    assert f"{hit} steps skipped" in output
+
+
+def test_one_rank_fails(tiny: Path, flags: tuple[str, ...], tmp_path: Path) -> None:
+    """Where one rank cannot read a shard, all end within 30 s, and its error is the one that is shown."""
+    for name in ("host0", "host1"):
+        shutil.copytree(tiny, tmp_path / name / "cache")
+    (damaged,) = (tmp_path / "host1").rglob("shard-00003.h5")
+    with open(damaged, "r+b") as file:
+        file.write(bytes(512))
+    folders = {0: tmp_path / "host0", 1: tmp_path / "host1"}
+    ranks = Ranks(*flags, "--cache-dir", "cache", count=2, log=tmp_path / "log", folders=folders)
+    assert ranks.wait(30) == [1, 2], ranks.output
+    assert re.search(r"error: rank 1: .*shard-00003.h5: not a readable HDF5 shard", only_error(ranks.output))
+
+
+def test_rank_zero_dies_with_the_store(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """When the rank that holds the store is killed, the other ends within 30 s and says so once."""
+    ranks = Ranks(*flags, "--epochs", "200", count=3, log=tmp_path / "log")
+    ranks.wait_for("epoch   1")
+    ranks.kill(0)
+    assert ranks.wait(30) == [-signal.SIGKILL, 1, 1]
+    assert "Traceback" not in ranks.output
+
+
+def test_agent_dies(flags: tuple[str, ...], fold: Path) -> None:
+    """No worker outlives its torchrun, even one that was killed: the folder is free at once."""
+    process = start_torchrun(*flags, "--epochs", "200")
+    read_until(process, "epoch   2")
+    workers = workers_of(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in workers.values()):
+        assert time.monotonic() < deadline, "workers live on"
+        time.sleep(0.05)
+    assert len(workers) == 2
+    assert (fold / "last.pt").exists()
+
+
+def test_full_disk(tiny: Path, tmp_path: Path) -> None:
+    """A full disk stops both ranks with one line; with space freed the run continues to an undisturbed run's bits."""
+    where = ("--cache-dir", tiny, "--epochs", "20", "--name", "run")
+    small = ("--runs-dir", tmp_path / "small")
+    assert run(*where, "--runs-dir", tmp_path / "large", count=2, log=tmp_path / "log")[0] == [0, 0]
+    with mounted(tmp_path / "small", "15m"):
+        ballast = tmp_path / "small" / "ballast"
+        ranks = Ranks(*where, *small, count=2, log=tmp_path / "log")
+        ranks.wait_for("epoch   2")
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        assert 2 in ranks.wait(30), ranks.output
+        expected = "cannot write (No space left on device); free some space, and the same command continues"
+        assert expected in only_error(ranks.output)
+        ballast.unlink()
+        statuses, output = run(*where, *small, count=2, log=tmp_path / "log")
+        assert (statuses, "resuming at epoch" in output) == ([0, 0], True), output
+        finished, whole = tmp_path / "small" / "run" / "fold0", tmp_path / "large" / "run" / "fold0"
+        assert not differing(state_of(finished), state_of(whole))
+
+
+def _agents(flags: tuple[str, ...], port: int, node: int) -> subprocess.Popen:
+    launch = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "two")
+    launch += ("--rdzv-conf", f"is_host={1 - node},keep_alive_interval=1,keep_alive_max_attempt=3")
+    launch += ("--local-addr", "127.0.0.1", "--max-restarts", "3", "--monitor-interval", "0.1")
+    # or the agent that stayed never tells the one that came back where to meet (torch 2.15)
+    return start_torchrun(*flags, count=1, launch=launch, environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+
+
+def test_two_nodes(flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """Two agents meet over the network; one is killed and brought back, and the run ends with the same bits."""
+    more = ("--epochs", "8", "--ema", "0.9", "--checkpoint-minutes", "0")
+    expected = tmp_path / "expected"
+    assert run(*flags, *more, "--runs-dir", expected, count=2, log=tmp_path / "log")[0] == [0, 0]
+    port = free_port()
+    agents = [_agents((*flags, *more), port, node) for node in (0, 1)]
+    deadline = time.monotonic() + 60
+    while not (fold / "metrics.jsonl").exists() or not metrics(fold):
+        assert time.monotonic() < deadline, "no first epoch"
+        time.sleep(0.05)
+    agents[1].kill()
+    agents[1].wait()
+    agents[1] = _agents((*flags, *more), port, 1)
+    outputs = [agent.communicate(timeout=120)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], "".join(outputs)
+    assert "resuming at epoch" in "".join(outputs)
+    assert not differing(state_of(fold), state_of(expected / "run" / "fold0"))

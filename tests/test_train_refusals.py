@@ -1,0 +1,163 @@
+"""What training refuses to do: each in one clear line with its remedy, before anything is lost."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import start
+from train_helpers import (
+    TINY,
+    Ranks,
+    build_tiny_cache,
+    differing,
+    metrics,
+    mounted,
+    only_error,
+    run,
+    state_of,
+    torchrun,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder above the tiny cache, built once."""
+    return build_tiny_cache(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def flags(tiny: Path, tmp_path: Path) -> tuple[str, ...]:
+    """Where the cache is, and a run in the test's folder."""
+    return "--cache-dir", str(tiny), "--runs-dir", str(tmp_path / "runs"), "--name", "run"
+
+
+@pytest.fixture
+def fold(tmp_path: Path) -> Path:
+    """Where the run of `flags` leaves its files."""
+    return tmp_path / "runs" / "run" / "fold0"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--batch-size", "320"], "--batch-size 320 is larger than the 80 training clips"),
+        (["--fold", "9"], "--fold 9: .* has folds 0 to 4"),
+        (["--fold", "first"], "--fold first; expected a number, all or none"),
+        (["--model", "resnet8"], "unknown model 'resnet8'; similar: "),
+        (["--recipe", "best"], "unknown recipe 'best'; known: smoke"),
+        (["--loss", "hinge"], "unknown loss 'hinge'; known: cross_entropy"),
+        (["--n-mels", "64"], "no finished cache of 64 mels x 64 frames .*mel32x32.*build_cache --n-mels 64"),
+        (["--weights", "nowhere.pt"], "--weights nowhere.pt: no such file"),
+        (["--amp", "fp16"], "--amp fp16 needs a CUDA device"),
+        (["--cache-dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_refused(more: list[str], expected: str, flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """What cannot work is refused before any step, in one line that names the remedy, with status 2."""
+    (status,), output = run(*flags, *more, log=tmp_path / "log")
+    assert status == 2, output
+    assert re.search(expected, only_error(output))
+    assert not (fold / "last.pt").exists()
+
+
+def test_batch_that_does_not_divide_over_ranks(flags: tuple[str, ...]) -> None:
+    """Under torchrun the error is shown once, and again as the root cause of torchrun's own summary."""
+    status, output = torchrun(*flags, "--batch-size", "15")
+    message = "--batch-size 15 does not divide by 2 ranks; use --batch-size 14 or 16"
+    assert status == 1
+    assert sum(line.startswith("error:") and message in line for line in output.splitlines()) == 1
+    root_cause = output.partition("Root Cause")[2]
+    assert f"traceback : {message}" in root_cause
+    assert "To enable traceback" not in root_cause
+
+
+def test_pretrained_without_network(flags: tuple[str, ...]) -> None:
+    """``--pretrained`` on a machine that reaches nothing asks for a local file."""
+    process = start("train.run", *TINY, *flags, "--pretrained", env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "--pretrained: no weights of test_resnet" in only_error(output)
+    assert "is there a network? Download them elsewhere and pass --weights FILE" in output
+
+
+def test_other_arguments_are_named(flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """A run is not continued with other arguments, but with those that only say where and how long, it is."""
+    assert run(*flags, log=tmp_path / "log")[0] == [0]
+    before = state_of(fold)
+    (status,), output = run(*flags, "--lr", "0.1", "--mixup", "0", log=tmp_path / "log")
+    assert status == 2
+    expected = "--lr 0.002 (now 0.1), --mixup 0.2 (now 0.0); use the same, or choose another --name"
+    assert expected in only_error(output)
+    assert not differing(state_of(fold), before)
+    (status,), output = run(*flags, "--checkpoint-minutes", "1", "--patience", "9", log=tmp_path / "log")
+    assert (status, "is finished" in output) == (0, True)
+
+
+def test_other_features_and_split(flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """A checkpoint of another feature configuration or split is refused."""
+    assert run(*flags, log=tmp_path / "log")[0] == [0]
+    whole = (fold / "last.pt").read_bytes()
+    for key, what in (("feature_digest", "feature configuration"), ("split_digest", "split")):
+        (fold / "last.pt").write_bytes(whole)
+        content = torch.load(fold / "last.pt", weights_only=True)
+        torch.save({**content, key: "0" * 64}, fold / "last.pt")
+        (status,), output = run(*flags, log=tmp_path / "log")
+        assert (status, f"was trained on another {what} (000000000000" in only_error(output)) == (2, True)
+
+
+def test_second_run_is_locked_out(flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """Two runs never share a folder; the first one does not notice the second."""
+    first = Ranks(*flags, "--epochs", "30", log=tmp_path / "log")
+    first.wait_for("epoch   1")
+    (status,), output = run(*flags, "--epochs", "30", log=tmp_path / "second")
+    assert (status, "another run is at work here" in only_error(output)) == (2, True)
+    assert first.wait() == [0]
+    assert len(metrics(fold)) == 30
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "version", "pickle"])
+def test_damaged_checkpoint(damage: str, flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """A checkpoint that cannot be continued is named with the reason and the remedy, and nothing in it is executed."""
+    assert run(*flags, log=tmp_path / "log")[0] == [0]
+    path, mark = fold / "last.pt", tmp_path / "executed"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(mark),)
+
+    content = torch.load(path, weights_only=True)
+    if damage == "version":
+        torch.save({**content, "version": 7}, path)
+    elif damage == "pickle":
+        torch.save({**content, "best": Malicious()}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:2000] if damage == "truncated" else b"")
+    (status,), output = run(*flags, log=tmp_path / "log")
+    reason = "checkpoint version 7, this version reads 1" if damage == "version" else "not a readable checkpoint"
+    assert status == 2
+    assert re.search(f"last.pt: {reason}.*remove .*last.pt to start this fold again", only_error(output))
+    assert f"the best epoch's weights are in {fold / 'best.pt'}" in output
+    assert not mark.exists()
+
+
+def test_read_only_run_folder(tiny: Path, tmp_path: Path) -> None:
+    """A folder that cannot be written is named, with the flag that chooses another."""
+    with mounted(tmp_path / "runs", "1m"):
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "runs")], check=True)
+        (status,), output = run("--cache-dir", tiny, "--runs-dir", tmp_path / "runs", log=tmp_path / "log")
+    assert status == 2
+    assert "cannot write (Read-only file system); choose another --runs-dir" in only_error(output)
+
+
+def test_hosts_that_do_not_share_the_run_folder(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """A rank that sees another checkpoint than rank 0 is an error, not a silently different run."""
+    assert run(*flags, log=tmp_path / "log")[0] == [0]
+    relative = [str(flag).replace(str(tmp_path), ".") for flag in flags]
+    (tmp_path / "elsewhere").mkdir()
+    folders = {0: tmp_path, 1: tmp_path / "elsewhere"}
+    ranks = Ranks(*relative, count=2, log=tmp_path / "log", folders=folders)
+    assert ranks.wait() == [2, 2], ranks.output
+    assert "ranks see different checkpoints" in only_error(ranks.output)

@@ -1,0 +1,74 @@
+"""``--weights``: a local file's values really arrive, whatever its format, and nothing else passes for them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from cache.cli import InputError
+from train.models import create_model
+
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def imagenet_style() -> torch.nn.Module:
+    """A model as its pretrained weights come: three channels, 1,000 classes."""
+    torch.manual_seed(1)
+    return timm.create_model("test_resnet", num_classes=1000)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "wrapped.pt"])
+@pytest.mark.parametrize("classes", [8, 1000])
+def test_three_channel_weights(name: str, classes: int, imagenet_style: torch.nn.Module, tmp_path: Path) -> None:
+    """Every layer has the file's values; the first convolution is summed to one channel, the classifier is new."""
+    path, state = tmp_path / name, imagenet_style.state_dict()
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state} if name.startswith("wrapped") else state, path)
+    model = create_model("test_resnet", classes, SIZE, weights=str(path))
+    first = model.pretrained_cfg["first_conv"] + ".weight"
+    for key, value in model.state_dict().items():
+        if key == first:
+            torch.testing.assert_close(value, state[key].sum(dim=1, keepdim=True))
+        elif key.startswith(model.pretrained_cfg["classifier"]):
+            assert value.shape[0] == classes
+        else:
+            assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("classes", [4, 30])
+def test_weights_of_an_earlier_run(classes: int, tmp_path: Path) -> None:
+    """A best.pt of this project serves as weights for the same or other labels."""
+    earlier = create_model("test_resnet", 4, SIZE)
+    torch.save({"version": 1, "options": {"lr": 0.1}, "model": earlier.state_dict()}, tmp_path / "best.pt")
+    model = create_model("test_resnet", classes, SIZE, weights=str(tmp_path / "best.pt"))
+    for (key, value), old in zip(model.named_parameters(), earlier.parameters(), strict=True):
+        assert key.startswith(model.pretrained_cfg["classifier"]) or torch.equal(value, old), key
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet18"])
+def test_weights_of_another_model(name: str, imagenet_style: torch.nn.Module, tmp_path: Path) -> None:
+    """A file without values for some layer is refused; timm alone would leave that layer at random."""
+    torch.save(imagenet_style.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(InputError, match=rf"other.pth: not weights of {name}: \d+ of \d+ tensors are missing, such as"):
+        create_model(name, 8, SIZE, weights=str(tmp_path / "other.pth"))
+
+
+def test_weights_that_execute_nothing(tmp_path: Path) -> None:
+    """A pickle that would run code is refused unread, and so is a file that is no weights at all."""
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"model": Malicious()}, tmp_path / "evil.pt")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    for name in ("evil.pt", "junk.pt"):
+        with pytest.raises(InputError, match=f"{name}: not a readable weights file"):
+            create_model("test_resnet", 8, SIZE, weights=str(tmp_path / name))
+    assert not (tmp_path / "executed").exists()
