@@ -1,0 +1,71 @@
+"""Benchmark training: the loop against its ceiling and against what it replaces, start-up, scaling.
+
+python -m tests.bench.train
+"""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from cache.cli import flag, parse_flags, run_main
+
+SECTIONS = ("loop", "rivals", "compile", "start", "scaling")
+ON_CUDA = (("dla60_res2next", 224, 320), ("res2next50", 224, 320), ("resnet18", 64, 320))  # model, size, batch
+ON_CPU = (("dla60_res2next", 32, 32), ("res2next50", 32, 32), ("resnet18", 64, 32))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Flags of ``python -m tests.bench.train``."""
+
+    work: str = flag("/dev/shm", "where to work; in memory, so that the loop is measured and not the disk")
+    json: str = flag("data/bench-train.json", "where the figures go")
+    rounds: int = flag(9, "rounds, of which medians are taken")
+    steps: int = flag(0, "steps in a turn (default: 30 on CUDA, 6 on the CPU)")
+    device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+    only: tuple[str, ...] = flag((), "section to run", type=str, action="append", choices=SECTIONS)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the sections, print the table, write the JSON; exit status 1 if a target was missed."""
+    flags = parse_flags(BenchOptions, argv, prog="python -m tests.bench.train", description=__doc__.split("\n")[0])
+    return run_main(lambda: bench(BenchOptions(**flags)))
+
+
+def bench(options: BenchOptions) -> int:
+    """Run each section in a folder of its own."""
+    import torch
+
+    from tests.bench.common import print_table, write_json
+
+    cuda = torch.cuda.is_available() and options.device != "cpu"
+    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+    options = dataclasses.replace(options, steps=options.steps or (30 if cuda else 6))
+    print(f"device: {torch.cuda.get_device_name() if cuda else 'CPU'}", flush=True)
+    results = []
+    for section in options.only or SECTIONS:
+        with tempfile.TemporaryDirectory(dir=options.work, prefix="melshard-bench-") as folder:
+            results += run_section(section, Path(folder), options, device)
+    print_table(results)
+    write_json(Path(options.json), results)
+    return int(any(result.met is False for result in results))
+
+
+def run_section(section: str, work: Path, options: BenchOptions, device) -> list:
+    """The figures of one section."""
+    from tests.bench import train_launch, train_speed
+
+    models = ON_CUDA if device.type == "cuda" else ON_CPU
+    if section == "loop":
+        return [r for model in models for r in train_speed.loop_against_ceiling(work, model, options, device)]
+    if section == "rivals":
+        return train_speed.against_rivals(work, models[-1], options, device)
+    if section == "compile":
+        return train_speed.gain_of_compile(work, models[-1], options, device)
+    if section == "start":
+        return train_launch.start_up(work, options, device)
+    return train_launch.scaling(work, options, device)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
