@@ -37,8 +37,8 @@ class LogMel:
         self._signal = torch.zeros(hop * (n_frames - 1) + n_fft)  # the clip, padded for centred frames
         self._clip = self._signal[n_fft // 2 : n_fft // 2 + config.samples]
         self._frames = self._signal.as_strided((n_frames, n_fft), (hop, 1))
-        self._windowed = torch.empty(n_frames, n_fft)
         self._squares = torch.empty(n_frames, 2 * n_bins)  # re², im², re², im², …
+        self._windowed = self._squares[:, :n_fft]  # once transformed, frames make room for the squares
         self._mel = torch.empty(config.n_mels, n_frames)
         squares, mel = self._squares.numpy(), self._mel.numpy()
         self._products = []
