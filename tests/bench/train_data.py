@@ -43,7 +43,7 @@ def random_cache(folder: Path, clips: int, n_mels: int, *, num_views: int = 2, p
 
 
 def cpu_seconds() -> float:
-    """CPU time that this process and its living descendants have used so far."""
+    """CPU time that this process and its descendants have used so far."""
     parents, used = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -51,7 +51,7 @@ def cpu_seconds() -> float:
         except OSError:
             continue
         parents[int(path.parent.name)] = int(fields[1])
-        used[int(path.parent.name)] = int(fields[11]) + int(fields[12])
+        used[int(path.parent.name)] = sum(map(int, fields[11:15]))  # its own, and of children that have ended
     family, size = {os.getpid()}, 0
     while size != len(family):
         size = len(family)
