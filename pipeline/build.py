@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -130,13 +129,12 @@ def plan_shards(
     used, tasks, number, size = set(sources.shards), [], 0, options.clips_per_shard
     with contextlib.suppress(InputError):
         used.update(shard["number"] for shard in read_index(folder)["shards"])
-    parent = os.getpid() if options.backend == "loky" and options.jobs != 1 else None
     folder, audio_dir = folder.absolute(), Path(options.audio_dir).absolute()
     for first in range(0, len(todo), size):
         while number in used:
             number += 1
         listing = todo[first : first + size]
-        tasks.append(ShardTask(folder, number, audio_dir, config, mel_filterbank(config), listing, parent))
+        tasks.append(ShardTask(folder, number, audio_dir, config, mel_filterbank(config), listing))
         number += 1
     return tasks
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,6 @@ class ShardTask:
     """The mel filterbank, so that workers need not import librosa."""
     listing: np.ndarray
     """The clips, as `pipeline.scan.scan_corpus` lists them."""
-    parent: int | None
-    """Process id of the build; a worker stops when that is no longer its parent (None: not checked)."""
 
 
 def build_shard(task: ShardTask) -> tuple[int, int, int]:
@@ -50,6 +49,7 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
 
     torch.set_num_threads(1)
     with threadpool_limits(1), shared_lock(task.folder / WORKERS_LOCK):
+        _stop_if_orphan()
         names = [name.decode() for name in task.listing["clip_id"].tolist()]
         loaded = [_load(task, name) for name in names]
         clips = [(name, samples) for name, (samples, *_) in zip(names, loaded, strict=True) if samples is not None]
@@ -72,8 +72,9 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
     return task.number, len(names), len(names) - len(clips)
 
 
-def _stop_if_orphan(task: ShardTask) -> None:
-    if task.parent is not None and os.getppid() != task.parent:
+def _stop_if_orphan() -> None:
+    parent = multiprocessing.parent_process()
+    if parent and not parent.is_alive():
         os._exit(1)  # the build was killed: leave no late files behind
 
 
@@ -81,7 +82,6 @@ def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]
     """Decode one file; returns samples or None, content hash, flag bits, and the reason of a refusal or ""."""
     from pipeline.decode import read_clip, read_file
 
-    _stop_if_orphan(task)
     digest = ""
     try:
         data = read_file(os.path.join(task.audio_dir, name))
@@ -105,8 +105,9 @@ def _render(task: ShardTask, clips: list[tuple[str, np.ndarray]]) -> Iterator[np
     log_mel, noises = LogMel(config, task.filters), _noises(task.audio_dir, config)
     out = torch.empty(config.row_shape, dtype=torch.float16)
     row = out.numpy()
-    for name, samples in clips:
-        _stop_if_orphan(task)
+    for number, (name, samples) in enumerate(clips):
+        if number % 8 == 0:
+            _stop_if_orphan()
         log_mel(samples, out[0])
         for view in range(1, config.num_views):
             augmented = augment_view(samples, config.augment, seed=config.seed, clip_id=name, view=view, noises=noises)

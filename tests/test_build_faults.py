@@ -99,14 +99,14 @@ def test_killed_50_times_ends_with_the_same_bits(audio, tmp_path, undisturbed):
 
 
 def workers(parent: int) -> list[int]:
-    """Process ids of a build's loky workers."""
-    found = []
+    """Process ids of a build's loky workers: the children of its fork server."""
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             status = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            if int(status[1]) == parent and b"popen_loky" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return found
+            if b"multiprocessing.forkserver" in (entry / "cmdline").read_bytes():
+                children.setdefault(int(status[1]), []).append(int(entry.name))
+    return [worker for server in children.get(parent, []) for worker in children.get(server, [])]
 
 
 def test_killed_workers_are_replaced(audio, tmp_path, undisturbed):
