@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from cache.cli import InputError
 from pipeline.decode import EXTENSIONS
 
 NOISE_FOLDER = "_background_noise_"
+_PART = 65536  # clips
 _SPEAKER = re.compile(rb"(?:^|/)([0-9a-f]{8})_nohash_[0-9]+\.[^/]*$")
 
 
@@ -33,7 +35,7 @@ def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
             f"{audio_dir}: no such folder; put recordings into {audio_dir}/<label>/*.wav, or make some with "
             "python -m pipeline.download speech-commands-v0.01 or python -m pipeline.demo_corpus"
         )
-    names, sizes, times, ignored = [], [], [], {}
+    parts, found, ignored = [], [], {}
     prefix = len(os.fsencode(os.path.join(audio_dir, "")))
     labels = [e for e in os.scandir(audio_dir) if e.is_dir() and not e.name.startswith(("_", "."))]
     for label in labels:
@@ -42,22 +44,31 @@ def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
                 suffix = os.path.splitext(entry.name)[1].lower() or "no suffix"
                 ignored[suffix] = ignored.get(suffix, 0) + 1
                 continue
-            names.append(os.fsencode(entry.path)[prefix:])
+            name = os.fsencode(entry.path)[prefix:]
             try:
                 status = entry.stat()
-                sizes.append(status.st_size)
-                times.append(status.st_mtime_ns)
+                found.append((name, status.st_size, status.st_mtime_ns))
             except OSError:  # a link to nowhere: decoding will say so
-                sizes.append(-1)
-                times.append(-1)
-    if not names:
+                found.append((name, -1, -1))
+            if len(found) == _PART:
+                parts.append(_listing(audio_dir, found))
+                found.clear()
+    if not parts and not found:
         raise InputError(f"{audio_dir}: no recordings; expected {audio_dir}/<label>/*{{{','.join(EXTENSIONS)}}}")
-    width = max(map(len, names))
-    listing = np.empty(len(names), [("clip_id", f"S{width}"), ("size", "<i8"), ("mtime_ns", "<i8")])
-    listing["clip_id"], listing["size"], listing["mtime_ns"] = names, sizes, times
-    listing = listing[np.argsort(listing["clip_id"], kind="stable")]
-    _check_names(audio_dir, names)
-    return listing, ignored
+    listing = np.concatenate([*parts, _listing(audio_dir, found)])
+    parts.clear()
+    return listing[np.argsort(listing["clip_id"], kind="stable")], ignored
+
+
+def _listing(audio_dir: Path, found: list[tuple[bytes, int, int]]) -> np.ndarray:
+    """A part of the listing; Python's objects take several times the memory, so that they are kept for a part only."""
+    width = max((len(name) for name, _, _ in found), default=1)
+    for name, _, _ in found:
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{audio_dir}: the file name {name!r} is not UTF-8; rename it") from None
+    return np.array(found, [("clip_id", f"S{width}"), ("size", "<i8"), ("mtime_ns", "<i8")])
 
 
 def _walk(folder: str):
@@ -70,23 +81,20 @@ def _walk(folder: str):
                 yield entry
 
 
-def _check_names(audio_dir: Path, names: list[bytes]) -> None:
-    for name in names:
-        try:
-            name.decode()
-        except UnicodeDecodeError:
-            raise InputError(f"{audio_dir}: the file name {name!r} is not UTF-8; rename it") from None
+def from_names(function: Callable[[bytes], bytes], names: np.ndarray) -> np.ndarray:
+    """A function of each name, a part at a time [shape=(n,), dtype=bytes]."""
+    starts = range(0, max(1, len(names)), _PART)
+    return np.concatenate([np.array([*map(function, names[at : at + _PART].tolist())], bytes) for at in starts])
 
 
 def labels_of(clip_ids: np.ndarray) -> np.ndarray:
     """The label of each clip_id: its first folder [shape=(n,), dtype=bytes]."""
-    return np.array([name.partition(b"/")[0] for name in clip_ids.tolist()], dtype=bytes)
+    return from_names(lambda name: name.partition(b"/")[0], clip_ids)
 
 
 def speakers_of(clip_ids: np.ndarray) -> np.ndarray:
     """The speaker of each clip_id, from ``<8 hex>_nohash_<n>``; empty where the name carries none."""
-    matches = map(_SPEAKER.search, clip_ids.tolist())
-    return np.array([match[1] if match else b"" for match in matches], dtype=bytes)
+    return from_names(lambda name: match[1] if (match := _SPEAKER.search(name)) else b"", clip_ids)
 
 
 def read_list(audio_dir: Path, name: str) -> set[bytes]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.index import NO_FOLD, TEST, TRAIN
+from pipeline.scan import from_names
 
 
 def assign_folds(
@@ -45,13 +46,15 @@ def assign_folds(
     total = np.bincount(targets, minlength=len(classes))
     share = counts / total[pair_class]
     first = np.searchsorted(pairs, np.arange(len(names) + 1) * len(classes))  # of each group's pairs
-    fold_of = np.array([known.get(name, NO_FOLD) for name in names.tolist()], np.int16)
+    fold_of = np.full(len(names), NO_FOLD, np.int16)
+    if known:
+        fold_of[:] = [known.get(name, NO_FOLD) for name in names.tolist()]
     fold_of[fold_of >= folds] = NO_FOLD
     filled = np.zeros((folds, len(classes)))
     placed = fold_of[group_of] != NO_FOLD
     np.add.at(filled, (fold_of[group_of[placed]], targets[placed]), 1 / total[targets[placed]])
-    ties = [hashlib.sha256(b"%d/%b" % (seed, name)).digest()[:8] for name in names.tolist()]
-    order = np.lexsort((np.array(ties, "S8"), -sizes))
+    ties = from_names(lambda name: hashlib.sha256(b"%d/%b" % (seed, name)).digest()[:8], names)
+    order = np.lexsort((ties, -sizes))
     order = order[fold_of[order] == NO_FOLD]
     for group in order[sizes[order] > 1].tolist():
         part = slice(first[group], first[group + 1])
@@ -136,12 +139,14 @@ def split_clips(
 
 
 def _named(clip_ids: np.ndarray, names: set[bytes]) -> np.ndarray:
-    return np.fromiter((name in names for name in clip_ids.tolist()), bool, len(clip_ids))
+    return np.isin(clip_ids, np.array(sorted(names), bytes)) if names else np.zeros(len(clip_ids), bool)
 
 
 def split_digest(clip_ids: np.ndarray, split: np.ndarray, fold: np.ndarray) -> str:
     """SHA-256 over which clip is in which split and fold; equal digests mean equal splits."""
-    digest = hashlib.sha256(b"\n".join(clip_ids.tolist()))
+    digest = hashlib.sha256()
+    for first in range(0, len(clip_ids), 65536):
+        digest.update(b"\n" * (first > 0) + b"\n".join(clip_ids[first : first + 65536].tolist()))
     digest.update(split.astype("u1").tobytes())
     digest.update(fold.astype("<i2").tobytes())
     return digest.hexdigest()
