@@ -100,7 +100,7 @@ class MappedShard(NamedTuple):
     rows: np.ndarray
     """[shape=(rows, num_views, n_mels, n_frames), dtype=float16], read-only"""
     words: np.ndarray
-    """The bits of the rows [dtype=uint16]."""
+    """Their bits [shape=(rows * num_views, n_mels * n_frames), dtype=uint16]."""
     buffer: mmap.mmap
     """The whole file."""
     offset: int
@@ -134,8 +134,8 @@ def map_shard(folder: Path, number: int, config: FeatureConfig, rows: int) -> Ma
         if offset + 2 * math.prod(shape) > size:
             raise InputError(f"{path}: truncated: {size} bytes; {REBUILD}")
         mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-    words = np.ndarray(shape, "<u2", buffer=mapped, offset=offset)
-    return MappedShard(words.view("<f2"), words, mapped, offset)
+    words = np.ndarray((shape[0] * shape[1], shape[2] * shape[3]), "<u2", buffer=mapped, offset=offset)
+    return MappedShard(words.view("<f2").reshape(shape), words, mapped, offset)
 
 
 def _check_layout(path: Path, file: h5py.File, number: int, config: FeatureConfig, rows: int) -> int:

@@ -7,6 +7,8 @@ imaginary parts summed by the filterbank product, which skips the zeros of the f
 filters, and in-place logarithm and normalisation in float32.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -31,7 +33,7 @@ class LogMel:
         n_bins = filters.shape[1]
         hop, n_fft, n_frames = config.hop_length, config.n_fft, config.n_frames
         self.config = config
-        self._log_top = np.float32(config.top_db * np.log(10) / 10)  # top_db in natural-log units
+        self._log_top = config.top_db * math.log(10) / 10  # top_db in natural-log units
         window = 0.5 - 0.5 * np.cos(2 * np.pi / n_fft * np.arange(n_fft))  # periodic Hann
         self._window = torch.from_numpy(window.astype(np.float32))
         self._signal = torch.zeros(hop * (n_frames - 1) + n_fft)  # the clip, padded for centred frames
@@ -39,15 +41,16 @@ class LogMel:
         self._frames = self._signal.as_strided((n_frames, n_fft), (hop, 1))
         self._squares = torch.empty(n_frames, 2 * n_bins)  # re², im², re², im², …
         self._windowed = self._squares[:, :n_fft]  # once transformed, frames make room for the squares
+        self._pairs = self._squares.view(n_frames, n_bins, 2)
         self._mel = torch.empty(config.n_mels, n_frames)
-        squares, mel = self._squares.numpy(), self._mel.numpy()
-        self._products = []
+        self._flat, self._values = self._mel.view(-1), self._mel.numpy()
+        self._products, squares = [], self._squares.numpy()
         for first in range(0, config.n_mels, _BLOCK):
             block = filters[first : first + _BLOCK]
             bins = np.flatnonzero(block.any(axis=0))
             low, high = int(bins[0]), int(bins[-1]) + 1
             weights = np.repeat(block[:, low:high], 2, axis=1)
-            self._products.append((weights, squares[:, 2 * low : 2 * high].T, mel[first : first + _BLOCK]))
+            self._products.append((weights, squares[:, 2 * low : 2 * high].T, self._values[first : first + _BLOCK]))
 
     def __call__(self, clip: np.ndarray, out: torch.Tensor) -> None:
         """Write the normalised log-mel of a clip.
@@ -60,19 +63,18 @@ class LogMel:
         """
         self._clip.copy_(torch.from_numpy(clip))
         torch.mul(self._frames, self._window, out=self._windowed)
-        spectrum = torch.view_as_real(torch.fft.rfft(self._windowed)).view_as(self._squares)  # with out= it copies
-        torch.mul(spectrum, spectrum, out=self._squares)
+        spectrum = torch.view_as_real(torch.fft.rfft(self._windowed))  # with out= it would copy
+        torch.mul(spectrum, spectrum, out=self._pairs)
         for weights, squares, mel in self._products:
             np.matmul(weights, squares, out=mel)
-        mel, flat = self._mel, self._mel.view(-1)
-        values = mel.numpy()
-        loudest = mel.max().item()
+        mel, values = self._mel, self._values
+        loudest = float(values.max())
         if loudest <= _AMIN:
             out.zero_()
             return
         with np.errstate(divide="ignore"):
             np.log(values, out=values)  # NumPy's is twice as fast as torch's here
-        mel.clamp_min_(max(np.log(_AMIN), np.log(loudest) - self._log_top))
-        mel.sub_(mel.mean())
-        mel.mul_(torch.rsqrt(torch.dot(flat, flat) / flat.numel()))
+        mel.clamp_min_(max(math.log(_AMIN), math.log(loudest) - self._log_top))
+        values -= np.add.reduce(values, axis=None) / values.size
+        mel.mul_(math.sqrt(values.size / torch.dot(self._flat, self._flat).item()))
         out.copy_(mel)
