@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -108,14 +109,14 @@ def run_build(audio: Path, target: Path, jobs: int) -> tuple[float, float]:
 
 
 def workers_of(parent: int) -> list[int]:
-    """Process ids of the loky workers of a build."""
-    found = []
+    """Process ids of the loky workers of a build: the children of its fork server."""
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            is_child = f"\nPPid:\t{parent}\n" in (entry / "status").read_text()
-            if is_child and b"popen_loky" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return found
+            if b"multiprocessing.forkserver" in (entry / "cmdline").read_bytes():
+                above = re.search(r"\nPPid:\t(\d+)\n", (entry / "status").read_text())
+                children.setdefault(int(above[1]), []).append(int(entry.name))
+    return [worker for server in children.get(parent, []) for worker in children.get(server, [])]
 
 
 def pss(process: int) -> float:

@@ -59,14 +59,17 @@ def one_core() -> None:
 
 
 def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each of some rounds, in which all take their turn; one round warms up."""
+    """CPU seconds of each contestant in each of some rounds, in which all take their turn; one round warms up.
+
+    CPU time leaves out what other processes on a shared machine took of the core.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():
-            started = time.perf_counter()
+            started = time.process_time()
             run()
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     return seconds
 
 

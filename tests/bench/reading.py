@@ -47,7 +47,8 @@ class Rows(torch.utils.data.Dataset):
     """The rows of a cache through h5py calls, as a user would wrap them for a DataLoader."""
 
     def __init__(self, folder: Path, clips: int) -> None:
-        self.folder, self.clips, self.files = folder, clips, {}
+        self.folder, self.clips = folder, clips
+        self.files: dict[int, h5py.Dataset] = {}
 
     def __len__(self) -> int:
         return self.clips
