@@ -150,6 +150,11 @@ class Cache:
         if len(shard) and (shard.min() < 0 or shard.max() >= len(rows) or row.min() < 0 or (row >= rows[shard]).any()):
             raise InputError(f"{self.folder}: the clip table points outside the shards; {REBUILD}")
 
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard["bytes"] for shard in self.index["shards"])
+
     def features(self, shard: int) -> np.ndarray:
         """Mapped rows of a shard [shape=(rows, num_views, n_mels, n_frames), dtype=float16], read-only."""
         return self._map(shard).rows

@@ -1,6 +1,7 @@
 """The parts of training, each against a reference or its defining property."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from timm.utils import ModelEmaV3
 
 from cache.cli import InputError, parse_flags
+from cache.index import Cache, find_cache
+from tests.train_helpers import build_tiny_cache
 from train import recipes
 from train.augment import mixup, spec_augment, time_roll
 from train.data import clips_of_step
@@ -239,3 +242,21 @@ def test_flat_buffers_are_the_models() -> None:
     model.train()(x)
     flat.copy_(saved)
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers() if b.dtype == torch.float32)
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 60])
+def test_batches_are_the_rows_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    """Batches hold the drawn view of the drawn clips, whether or not the kernel is told ahead (tiny memory)."""
+    import train.data
+
+    cache = Cache(find_cache(build_tiny_cache(tmp_path), 32, 32))
+    monkeypatch.setattr(train.data, "_physical_memory", lambda: memory)
+    training = train.data.select_fold(cache, "0").training
+    batches = train.data.Batches(World(0, 0, 1, torch.device("cpu")), cache, training, 6, 3)
+    for step, (features, targets) in enumerate(batches.steps(0, 9)):
+        clips, views = clips_of_step(training, cache.config.num_views, 6, 3, step)
+        rows = [
+            cache.features(cache.clips["shard"][c])[cache.clips["row"][c], v] for c, v in zip(clips, views, strict=True)
+        ]
+        assert torch.equal(features[:, 0], torch.from_numpy(np.stack(rows)))
+        assert targets.tolist() == cache.clips["target"][clips].tolist()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def clips_of_step(training: np.ndarray, num_views: int, batch_size: int, seed: i
     return training[order], views
 
 
-@functools.lru_cache(maxsize=1)  # an epoch's: a permutation of a million takes 20 ms
+@functools.lru_cache(maxsize=2)  # this epoch's and the next's: a permutation of a million takes 20 ms
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
@@ -68,7 +69,8 @@ class Batches:
     """Batches of a rank, in order, gathered ahead by one thread.
 
     On CUDA a batch travels through pinned memory on a stream of its own; a fold whose rows take at most half of the
-    free device memory lives there, and only indices travel.
+    free device memory lives there, and only indices travel. Of a cache larger than this machine's memory the kernel is
+    told some steps ahead which rows will be wanted.
 
     Parameters
     ----------
@@ -86,6 +88,7 @@ class Batches:
         self._first, self._device = world.rank * self._local, world.device
         self._targets = cache.clips["target"].astype(np.int64)
         self._resident = self._load_resident() if world.device.type == "cuda" else None
+        self._reads_ahead = self._resident is None and cache.bytes > _physical_memory()
 
     @property
     def resident(self) -> bool:
@@ -119,6 +122,8 @@ class Batches:
                 for step in range(first, last):
                     if stop.is_set():
                         return
+                    if self._reads_ahead and step + _AHEAD < last:
+                        self._cache.prefetch(*self._select(step + _AHEAD))
                     _put(ready, fetcher(step), stop)
             except BaseException as error:
                 _put(ready, error, stop)
@@ -195,6 +200,10 @@ class Batches:
             return features, moved, copied[slot]
 
         return fetch
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _put(ready: queue.Queue, item: object, stop: threading.Event) -> None:
