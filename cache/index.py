@@ -4,7 +4,6 @@
 structured NumPy array whose file name is its checksum, so that table and index always change together.
 """
 
-import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import atomic_path, file_checksum, read_sealed, write_sealed
+from cache.rows import allow_open_files, ask_rows, copy_rows, read_rows
 from cache.shard import REBUILD, SCHEMA, MappedShard, map_shard, shard_path
 
 INDEX = "index.json"
 TRAIN, TEST = 0, 1  # values of the column "split"
 NO_FOLD = -1
+_COLD_BATCHES = 64
 
 
 def clip_dtype(clip_id_bytes: int, speaker_bytes: int) -> np.dtype:
@@ -118,6 +119,8 @@ class Cache:
         self.clips = self._read_table()
         self._rows_of = {shard["number"]: shard["rows"] for shard in self.index["shards"]}
         self._mapped: dict[int, MappedShard] = {}
+        self._cold_batches = 0  # to read from disk before the mapping is tried again
+        allow_open_files(2 * len(self._rows_of))
         if check_shards:
             self._check_shards()
 
@@ -165,7 +168,7 @@ class Cache:
         return self._mapped[shard]
 
     def gather(self, clips: np.ndarray, views: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Copy one view of each of some clips.
+        """Copy one view of each of some clips; where rows are not in memory, some batches are read from disk.
 
         Parameters
         ----------
@@ -175,21 +178,21 @@ class Cache:
         """
         assert out.flags.c_contiguous, "its rows are written through flat views"
         targets = out.view(np.uint16).reshape(len(out), self.config.n_mels * self.config.n_frames)
-        rows = self.clips["row"][clips] * self.config.num_views + views
-        for target, shard, row in zip(targets, self.clips["shard"][clips].tolist(), rows.tolist(), strict=True):
-            mapped = self._mapped.get(shard) or self._map(shard)
-            np.positive(mapped.words[row], target)  # a vector loop: copyto's memcpy takes a quarter longer
+        shards, rows = self._locate(clips, views)
+        copied = 0 if self._cold_batches else copy_rows(shards, rows, targets)
+        if copied < len(rows):
+            self._cold_batches = (self._cold_batches or _COLD_BATCHES) - 1
+            read_rows(shards[copied:], rows[copied:], targets[copied:])
         return out
 
     def prefetch(self, clips: np.ndarray, views: np.ndarray) -> None:
         """Ask the kernel to read some rows ahead, whole rows at a time; returns at once."""
-        nbytes = 2 * self.config.n_mels * self.config.n_frames
-        shards, rows = self.clips["shard"][clips].tolist(), self.clips["row"][clips].tolist()
-        for shard, row, view in zip(shards, rows, np.asarray(views).tolist(), strict=True):
-            mapped = self._map(shard)
-            start = mapped.offset + (row * self.config.num_views + view) * nbytes
-            page = start - start % mmap.PAGESIZE
-            mapped.buffer.madvise(mmap.MADV_WILLNEED, page, start + nbytes - page)
+        ask_rows(*self._locate(clips, views))
+
+    def _locate(self, clips: np.ndarray, views: np.ndarray) -> tuple[list[MappedShard], list[int]]:
+        """Shard, and row among the shard's rows of one view, of each clip."""
+        shards = [self._mapped.get(shard) or self._map(shard) for shard in self.clips["shard"][clips].tolist()]
+        return shards, (self.clips["row"][clips] * self.config.num_views + views).tolist()
 
 
 def list_caches(cache_dir: str | Path) -> list[Path]:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -101,8 +101,8 @@ class MappedShard(NamedTuple):
     """[shape=(rows, num_views, n_mels, n_frames), dtype=float16], read-only"""
     words: np.ndarray
     """Their bits [shape=(rows * num_views, n_mels * n_frames), dtype=uint16]."""
-    buffer: mmap.mmap
-    """The whole file."""
+    file: BinaryIO
+    """Open for reading."""
     offset: int
     """Of the rows in the file, in bytes."""
 
@@ -121,21 +121,21 @@ def map_shard(folder: Path, number: int, config: FeatureConfig, rows: int) -> Ma
     OSError : no such file, no permission
     """
     path = shard_path(folder, number)
-    with open(path, "rb") as raw:
-        size = os.fstat(raw.fileno()).st_size
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                offset = _check_layout(path, file, number, config, rows)
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: not a readable HDF5 shard ({_first_line(error)}); {REBUILD}") from None
-        shape = (rows, *config.row_shape)
-        if offset + 2 * math.prod(shape) > size:
-            raise InputError(f"{path}: truncated: {size} bytes; {REBUILD}")
-        mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+    raw = open(path, "rb", buffering=0)  # noqa: SIM115 - stays open as long as the mapping
+    size = os.fstat(raw.fileno()).st_size
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            offset = _check_layout(path, file, number, config, rows)
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a readable HDF5 shard ({_first_line(error)}); {REBUILD}") from None
+    shape = (rows, *config.row_shape)
+    if offset + 2 * math.prod(shape) > size:
+        raise InputError(f"{path}: truncated: {size} bytes; {REBUILD}")
+    mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
     words = np.ndarray((shape[0] * shape[1], shape[2] * shape[3]), "<u2", buffer=mapped, offset=offset)
-    return MappedShard(words.view("<f2").reshape(shape), words, mapped, offset)
+    return MappedShard(words.view("<f2").reshape(shape), words, raw, offset)
 
 
 def _check_layout(path: Path, file: h5py.File, number: int, config: FeatureConfig, rows: int) -> int:

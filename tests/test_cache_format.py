@@ -19,6 +19,7 @@ from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import atomic_path, read_sealed, write_sealed
 from cache.index import INDEX, Cache, clip_dtype, find_cache, write_index
+from cache.rows import copy_rows, read_rows
 from cache.shard import map_shard, shard_path, sidecar_path, write_shard, write_sidecar
 
 CONFIG = FeatureConfig(n_mels=5, n_frames=4, num_views=2)
@@ -86,6 +87,32 @@ def test_round_trip(tmp_path_factory, data):
     assert np.array_equal(cache.clips, clips)
     assert cache.config == config
     assert not check_cache(folder)
+
+
+def test_rows_read_from_disk_equal_mapped_rows(written):
+    """The way around the mapping gives the same bits, and an error where a shard was cut short behind its back."""
+    shard = map_shard(written, 1, CONFIG, 4)
+    rows = [7, 0, 3, 3]
+    mapped, read = np.zeros((2, 4, 20), np.uint16)
+    assert copy_rows([shard] * 4, rows, mapped) == 4
+    read_rows([shard] * 4, rows, read)
+    assert np.array_equal(mapped, read)
+    assert np.array_equal(read, random_rows(4, seed=1).reshape(8, 20).view(np.uint16)[rows])
+    os.truncate(shard_path(written, 1), shard.offset + 100)
+    with pytest.raises(InputError, match="truncated while in use"):
+        read_rows([shard] * 4, rows, read)
+
+
+def test_rows_that_are_not_in_memory(tmp_path):
+    """A gather from a dropped page cache gives what was written, batch after batch."""
+    config, count = FeatureConfig(n_mels=64, n_frames=64, num_views=1, augment="none"), 128
+    rows = random_rows(count, config)
+    write_cache(tmp_path / "cache", config, [rows])
+    cache, out = Cache(tmp_path / "cache"), np.empty((32, 64, 64), np.float16)
+    with open(shard_path(cache.folder, 0), "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for clips in np.random.default_rng(0).permutation(count).reshape(4, 32):
+        assert np.array_equal(cache.gather(clips, np.zeros(32, int), out), rows[clips, 0])
 
 
 def test_rows_are_read_only_and_little_endian(written):

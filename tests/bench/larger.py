@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from cache.index import Cache
-from cache.shard import map_shard
+from cache.shard import map_shard, shard_path
 from tests.bench.common import Result, median_ratio
 from tests.bench.reading import BATCH
 
+NAMES = ("pread", "gather", "prefetch")
 GROUP = Path("/sys/fs/cgroup/memory/melshard-bench")
 
 
@@ -46,37 +47,47 @@ def main() -> None:
     folder, limit, batches, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     print("limited" if limit_memory(limit) else "cold")
     first = Cache(folder)
-    size = 2 * int(np.prod(first.config.row_shape))
     offsets = {
         s["number"]: map_shard(folder, s["number"], first.config, s["rows"]).offset for s in first.index["shards"]
     }
-    out = np.empty((BATCH, *first.config.row_shape[1:]), np.float16)
-    views = np.zeros(BATCH, int)
     for turn in range(rounds):
-        order = np.random.default_rng(turn).permutation(len(first.clips))[: 3 * batches * BATCH]
-        parts = order.reshape(3, batches, BATCH)
-        rates = []
-        for name, part in zip(("pread", "gather", "prefetch"), parts, strict=True):
+        order = np.random.default_rng(turn).permutation(len(first.clips))
+        parts = order[: 3 * batches * BATCH].reshape(3, batches, BATCH)
+        rates = {}
+        for name, part in list(zip(NAMES, parts, strict=True))[:: -1 if turn % 2 else 1]:
             drop(first)
             cache = Cache(folder)
-            handles = {n: os.open(folder / f"shard-{n:05d}.h5", os.O_RDONLY) for n in offsets}
-            for handle in handles.values():
-                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
             started = time.perf_counter()
-            for number, batch in enumerate(part):
-                if name == "pread":
-                    for clip in batch.tolist():
-                        shard, row = int(cache.clips["shard"][clip]), int(cache.clips["row"][clip])
-                        os.pread(handles[shard], size, offsets[shard] + row * size)
-                    continue
-                if name == "prefetch":  # the next batches are asked for while this one is copied, as training does
-                    for ahead in part[:2] if number == 0 else part[number + 1 : number + 2]:
-                        cache.prefetch(ahead, views)
-                cache.gather(batch, views, out)
-            rates.append(len(part) * BATCH / (time.perf_counter() - started))
-            for handle in handles.values():
-                os.close(handle)
-        print(*rates, flush=True)
+            if name == "pread":
+                pread(cache, part, offsets)
+            else:
+                gather(cache, part, prefetch=name == "prefetch")
+            rates[name] = part.size / (time.perf_counter() - started)
+        print(*(rates[name] for name in NAMES), flush=True)
+
+
+def pread(cache: Cache, batches: np.ndarray, offsets: dict[int, int]) -> None:
+    """Read rows one by one, each with one call that asks for all of it: what the disk gives to one reader."""
+    size = 2 * int(np.prod(cache.config.row_shape))
+    handles = {n: os.open(shard_path(cache.folder, n), os.O_RDONLY) for n in offsets}
+    for handle in handles.values():
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
+    for shard, row in cache.clips[["shard", "row"]][batches.ravel()].tolist():
+        os.pread(handles[shard], size, offsets[shard] + row * size)
+    for handle in handles.values():
+        os.close(handle)
+
+
+def gather(cache: Cache, batches: np.ndarray, *, prefetch: bool) -> None:
+    """Gather batches; with `prefetch` the next one is asked for while this one is copied."""
+    out = np.empty((BATCH, *cache.config.row_shape[1:]), np.float16)
+    views = np.zeros(BATCH, int)
+    if prefetch:
+        cache.prefetch(batches[0], views)
+    for number, batch in enumerate(batches):
+        if prefetch and number + 1 < len(batches):
+            cache.prefetch(batches[number + 1], views)
+        cache.gather(batch, views, out)
 
 
 def parse(output: str) -> list[Result]:
@@ -88,9 +99,7 @@ def parse(output: str) -> list[Result]:
         Result(f"larger than memory, {how}: pread of random rows", statistics.median(pread), "rows/s"),
         Result("larger than memory: gather", statistics.median(gather), "rows/s"),
         Result("larger than memory: gather after prefetch", statistics.median(prefetch), "rows/s"),
-        Result.at_least(
-            "larger than memory: gather after prefetch / pread", 100 * median_ratio(prefetch, pread), 95, "%"
-        ),
+        Result.at_least("larger than memory: gather / pread", 100 * median_ratio(gather, pread), 95, "%"),
     ]
 
 
