@@ -136,7 +136,7 @@ def test_agent_dies(flags: tuple[str, ...], fold: Path) -> None:
 
 def test_full_disk(tiny: Path, tmp_path: Path) -> None:
     """A full disk stops both ranks with one line; with space freed the run continues to an undisturbed run's bits."""
-    where = ("--cache-dir", tiny, "--epochs", "20", "--name", "run")
+    where = ("--cache-dir", tiny, "--epochs", "10", "--name", "run")
     small = ("--runs-dir", tmp_path / "small")
     assert run(*where, "--runs-dir", tmp_path / "large", count=2, log=tmp_path / "log")[0] == [0, 0]
     with mounted(tmp_path / "small", "15m"):

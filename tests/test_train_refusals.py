@@ -110,12 +110,12 @@ def test_other_features_and_split(flags: tuple[str, ...], fold: Path, tmp_path: 
 
 def test_second_run_is_locked_out(flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
     """Two runs never share a folder; the first one does not notice the second."""
-    first = Ranks(*flags, "--epochs", "30", log=tmp_path / "log")
+    first = Ranks(*flags, "--epochs", "15", log=tmp_path / "log")
     first.wait_for("epoch   1")
-    (status,), output = run(*flags, "--epochs", "30", log=tmp_path / "second")
+    (status,), output = run(*flags, "--epochs", "15", log=tmp_path / "second")
     assert (status, "another run is at work here" in only_error(output)) == (2, True)
     assert first.wait() == [0]
-    assert len(metrics(fold)) == 30
+    assert len(metrics(fold)) == 15
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "version", "pickle"])
