@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -110,12 +111,14 @@ def test_other_features_and_split(flags: tuple[str, ...], fold: Path, tmp_path: 
 
 def test_second_run_is_locked_out(flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
     """Two runs never share a folder; the first one does not notice the second."""
-    first = Ranks(*flags, "--epochs", "15", log=tmp_path / "log")
+    first = Ranks(*flags, "--epochs", "5000", log=tmp_path / "log")
     first.wait_for("epoch   1")
-    (status,), output = run(*flags, "--epochs", "15", log=tmp_path / "second")
+    (status,), output = run(*flags, "--epochs", "5000", log=tmp_path / "second")
     assert (status, "another run is at work here" in only_error(output)) == (2, True)
-    assert first.wait() == [0]
-    assert len(metrics(fold)) == 15
+    first.kill(0, number=signal.SIGTERM)
+    assert first.wait() == [143]
+    epochs = [entry["epoch"] for entry in metrics(fold)]
+    assert epochs == list(range(1, len(epochs) + 1))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "version", "pickle"])
