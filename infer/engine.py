@@ -20,7 +20,7 @@ from cache.config import FeatureConfig
 from infer.members import Member
 from pipeline.decode import read_clip
 from pipeline.features import LogMel
-from train.engine import amp_dtype
+from train.precision import amp_dtype, autocast
 
 _AHEAD = 3  # batches whose features are under way
 
@@ -112,9 +112,7 @@ class Judge:
             x = x.contiguous(memory_format=torch.channels_last)
             for index, member in enumerate(self.members):
                 if member.config.view_config == config:
-                    with torch.autocast(
-                        self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None
-                    ):
+                    with autocast(self.device, self._dtype):
                         logits = member.model(x)
                     judged = (logits.float() / member.temperature).softmax(dim=1).unflatten(0, stacked.shape[:2])
                     probs[index][:, good] = judged.cpu().numpy()

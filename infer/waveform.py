@@ -17,8 +17,8 @@ from cache.cli import InputError
 from cache.config import FeatureConfig
 from infer.members import Member, shared_clip
 from infer.views import SHIFT, SNR_DB, white_noise
-from pipeline.features import _AMIN
-from pipeline.filterbank import mel_filterbank
+from pipeline.features import AMIN
+from pipeline.filterbank import hann_window, mel_filterbank
 
 
 class GraphLogMel(nn.Module):
@@ -41,7 +41,7 @@ class GraphLogMel(nn.Module):
         self.config, self.p, self.q = config, p, q
         self.grain = math.gcd(hop, n_fft)  # frames are gathered in pieces of so many samples
         pieces = np.arange(config.n_frames)[:, None] * (hop // self.grain) + np.arange(n_fft // self.grain)
-        window = 0.5 - 0.5 * np.cos(2 * np.pi / n_fft * np.arange(n_fft))  # periodic Hann
+        window = hann_window(n_fft)
         turn = 2 * np.pi * (np.outer(remainders, np.arange(p)) % p) / p
         first = np.stack([np.cos(turn), -np.sin(turn)], axis=1)  # (remainders, re and im, p)
         bins = remainders[:, None] + p * np.arange(q)  # (remainders, q)
@@ -67,11 +67,11 @@ class GraphLogMel(nn.Module):
         squares = (partial.transpose(0, 1) @ self.second).square()  # (remainders, n * n_frames, re and im)
         mel = (squares @ self.filters).sum(dim=0).reshape(-1, config.n_frames, config.n_mels)
         loudest = mel.amax(dim=(1, 2), keepdim=True)
-        floor = (loudest.log() - config.top_db * math.log(10) / 10).clamp_min(math.log(_AMIN))
+        floor = (loudest.log() - config.top_db * math.log(10) / 10).clamp_min(math.log(AMIN))
         values = torch.maximum(mel.log(), floor)
         values = values - values.mean(dim=(1, 2), keepdim=True)
         values = values * values.square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).rsqrt()
-        values = torch.where(loudest > _AMIN, values, torch.zeros_like(values))
+        values = torch.where(loudest > AMIN, values, torch.zeros_like(values))
         return values.transpose(1, 2)[:, None].half().float()
 
 

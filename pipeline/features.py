@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from cache.config import FeatureConfig
-from pipeline.filterbank import mel_filterbank
+from pipeline.filterbank import hann_window, mel_filterbank
 
 _BLOCK = 4  # neighbouring mel filters in one matrix product: OpenBLAS's small products beat MKL's at 4 and 5 only
-_AMIN = 1e-10  # the floor of librosa.power_to_db
+AMIN = 1e-10  # the floor of librosa.power_to_db
 
 
 class LogMel:
@@ -34,7 +34,7 @@ class LogMel:
         hop, n_fft, n_frames = config.hop_length, config.n_fft, config.n_frames
         self.config = config
         self._log_top = config.top_db * math.log(10) / 10  # top_db in natural-log units
-        window = 0.5 - 0.5 * np.cos(2 * np.pi / n_fft * np.arange(n_fft))  # periodic Hann
+        window = hann_window(n_fft)
         self._window = torch.from_numpy(window.astype(np.float32))
         self._signal = torch.zeros(hop * (n_frames - 1) + n_fft)  # the clip, padded for centred frames
         self._clip = self._signal[n_fft // 2 : n_fft // 2 + config.samples]
@@ -69,12 +69,12 @@ class LogMel:
             np.matmul(weights, squares, out=mel)
         mel, values = self._mel, self._values
         loudest = float(values.max())
-        if loudest <= _AMIN:
+        if loudest <= AMIN:
             out.zero_()
             return
         with np.errstate(divide="ignore"):
             np.log(values, out=values)  # NumPy's is twice as fast as torch's here
-        mel.clamp_min_(max(math.log(_AMIN), math.log(loudest) - self._log_top))
+        mel.clamp_min_(max(math.log(AMIN), math.log(loudest) - self._log_top))
         values -= np.add.reduce(values, axis=None) / values.size
         mel.mul_(math.sqrt(values.size / torch.dot(self._flat, self._flat).item()))
         out.copy_(mel)

@@ -4,7 +4,6 @@ Everything that a step draws (order, views, augmentation, dropout) is a pure fun
 continues from any step as if it had never stopped.
 """
 
-import contextlib
 import copy
 import math
 from typing import Any
@@ -21,7 +20,7 @@ from train.data import Batches, Fold, held_out_batches
 from train.losses import LOSSES, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers
 from train.options import TrainOptions
-from train.precision import amp_dtype, choose_memory_format
+from train.precision import amp_dtype, autocast, choose_memory_format
 from train.world import World
 
 MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run stops; fp16's scale settles in fewer
@@ -121,7 +120,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._buffers_before.copy_(self._buffers)
-        with self._autocast():
+        with autocast(self.world.device, self._dtype):
             logits = self._forward(x)  # (batch, classes)
         losses = self._loss(logits.float(), y)
         loss = keep_hardest(losses, self.options.ohem)
@@ -167,9 +166,6 @@ class Trainer:
         torch.manual_seed(seed)
         self._generator.manual_seed(seed)
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.world.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None)
-
     def validate(self) -> dict[str, np.ndarray] | None:
         """Judge every held-out clip once, by the moving average of the weights, over all ranks.
 
@@ -182,7 +178,7 @@ class Trainer:
         self.world.broadcast(self._averages[-1:])  # BatchNorm's statistics: each rank has seen other clips
         clips, logits = [np.empty(0, np.int64)], [torch.empty(0, len(self.cache.classes))]
         local = max(1, self.options.batch_size // self.world.world_size)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.world.device, self._dtype):
             for part, features in held_out_batches(self.world, self.cache, self.fold.validation, local):
                 x = features.float().contiguous(memory_format=self.memory_format)
                 clips.append(part)

@@ -24,6 +24,11 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Compute in `dtype` on `device` while the block runs; in float32 where it is None."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 def choose_memory_format(
     options: TrainOptions, model: torch.nn.Module, world: World, size: tuple[int, int], dtype: torch.dtype | None
 ) -> torch.memory_format:
@@ -48,7 +53,7 @@ def _time_steps(model, world, size, dtype, options, memory_format) -> float:
     for _ in range(8):
         torch.cuda.synchronize()
         started = time.perf_counter()
-        with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(world.device, dtype):
             loss = trial(x).float().logsumexp(dim=1).mean()
         loss.backward()
         trial.zero_grad(set_to_none=True)
