@@ -65,6 +65,41 @@ def build(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[
     return run
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder above the tiny cache of tests/train_helpers.py, built once for a file's tests."""
+    from train_helpers import build_tiny_cache
+
+    return build_tiny_cache(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def flags(tiny: Path, tmp_path: Path) -> tuple[str, ...]:
+    """Where the cache is, and a run in the test's folder."""
+    return "--cache-dir", str(tiny), "--runs-dir", str(tmp_path / "runs"), "--name", "run"
+
+
+@pytest.fixture
+def fold(tmp_path: Path) -> Path:
+    """Where the run of `flags` leaves its files."""
+    return tmp_path / "runs" / "run" / "fold0"
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained run of two folds; see tests/words_run.py."""
+    from words_run import train_words
+
+    return train_words(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture
+def here(words: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The trained run's folder as the working directory."""
+    monkeypatch.chdir(words)
+    return words
+
+
 def start(module: str, *flags: object, **kwargs: object) -> subprocess.Popen:
     """Start ``python -m module`` in the checkout; its output can be read as text."""
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT, **kwargs}

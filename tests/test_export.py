@@ -20,22 +20,9 @@ from infer.waveform import GRAPH_VIEWS, GraphLogMel, WaveformEnsemble
 from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from tests.conftest import RATE, ROOT, synthesise
-from tests.words_run import RUN, WORDS, words_run
+from tests.words_run import RUN, WORDS
 
 STEP = 2.0**-10  # of float16 at 1
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run; see tests/words_run.py."""
-    return words_run(tmp_path_factory)
-
-
-@pytest.fixture
-def here(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The run's folder as the working directory."""
-    monkeypatch.chdir(run)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +34,19 @@ def runtime():
 
 
 @pytest.fixture(scope="module")
-def exported(run: Path, runtime) -> Path:
+def exported(words: Path, runtime) -> Path:
     """``model.onnx`` and ``model.int8.onnx`` of the run."""
-    output = run / "model.onnx"
+    output = words / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(run)
+        patch.chdir(words)
         assert main(["--run", RUN, "--int8", "--output", str(output)]) == 0
     return output
 
 
 @pytest.fixture(scope="module")
-def recordings(run: Path) -> Path:
+def recordings(words: Path) -> Path:
     """A folder of what users have: words, silence, a short and a stereo file."""
-    folder = run / "mixed"
+    folder = words / "mixed"
     folder.mkdir()
     for word, name in enumerate(WORDS):
         soundfile.write(folder / f"{name}.wav", synthesise(word, 9, 9), RATE)

@@ -14,7 +14,6 @@ import timm
 import torch
 from train_helpers import (
     Ranks,
-    build_tiny_cache,
     differing,
     free_port,
     metrics,
@@ -30,24 +29,6 @@ from train_helpers import (
 from cache.index import Cache
 from cache.shard import shard_path
 from train.data import clips_of_step, select_fold
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder above the tiny cache, built once."""
-    return build_tiny_cache(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def flags(tiny: Path, tmp_path: Path) -> tuple[str, ...]:
-    """Where the cache is, and a run in the test's folder."""
-    return "--cache-dir", str(tiny), "--runs-dir", str(tmp_path / "runs"), "--name", "run"
-
-
-@pytest.fixture
-def fold(tmp_path: Path) -> Path:
-    """Where the run of `flags` leaves its files."""
-    return tmp_path / "runs" / "run" / "fold0"
 
 
 def _poison(weights: Path) -> None:

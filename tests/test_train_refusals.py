@@ -12,7 +12,6 @@ from conftest import start
 from train_helpers import (
     TINY,
     Ranks,
-    build_tiny_cache,
     differing,
     metrics,
     mounted,
@@ -21,24 +20,6 @@ from train_helpers import (
     state_of,
     torchrun,
 )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder above the tiny cache, built once."""
-    return build_tiny_cache(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def flags(tiny: Path, tmp_path: Path) -> tuple[str, ...]:
-    """Where the cache is, and a run in the test's folder."""
-    return "--cache-dir", str(tiny), "--runs-dir", str(tmp_path / "runs"), "--name", "run"
-
-
-@pytest.fixture
-def fold(tmp_path: Path) -> Path:
-    """Where the run of `flags` leaves its files."""
-    return tmp_path / "runs" / "run" / "fold0"
 
 
 @pytest.mark.parametrize(

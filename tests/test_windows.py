@@ -19,7 +19,7 @@ from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from pipeline.stream import LoudestClip, read_blocks, windows
 from tests.conftest import RATE, ROOT, synthesise
-from tests.words_run import RUN, WORDS, hiss, words_run
+from tests.words_run import RUN, WORDS, hiss
 
 CONFIG = FeatureConfig(n_mels=32, n_frames=32)
 SAID = {3.1: "yes", 5.0: "no", 9.33: "up", 12.0: "up", 17.9: "no"}  # start in seconds
@@ -27,22 +27,9 @@ FLAGS = ("--run", RUN, "--device", "cpu", "--tta", "2")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run; see tests/words_run.py."""
-    return words_run(tmp_path_factory)
-
-
-@pytest.fixture
-def here(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The run's folder as the working directory."""
-    monkeypatch.chdir(run)
-    return run
-
-
-@pytest.fixture(scope="module")
-def folder(run: Path) -> Path:
+def folder(words: Path) -> Path:
     """``talk.flac`` with the words of `SAID`, a word of exactly a clip, a short one, and a file that is no audio."""
-    folder = run / "recordings"
+    folder = words / "recordings"
     folder.mkdir()
     talk = hiss(20.4, 1)
     for start, word in SAID.items():
