@@ -11,8 +11,8 @@ from rich.table import Table
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK
 from cache.files import write_atomic
-from infer.evaluation import evaluate
-from infer.options import EvaluateOptions, PredictOptions
+from infer.evaluation import calibrate, evaluate
+from infer.options import CalibrateOptions, EvaluateOptions, PredictOptions
 from infer.prediction import predict
 from train.world import World
 
@@ -52,6 +52,20 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     return EXIT_OK
 
 
+def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
+    """Calibrate, say what it changed; returns the exit status."""
+    ensemble, kept = calibrate(options, world)
+    if world.speaks:
+        before, after = kept["before"], kept["after"]
+        print(
+            f"{len(kept['members'])} members, {kept['tta']} views, on {kept['clips']:,} clips that none has heard\n"
+            f"accuracy {before['accuracy']:.4f}\n"
+            f"temperature {kept['temperature']:.3f}: mean confidence {before['confidence']:.4f} -> "
+            f"{after['confidence']:.4f}, calibration error {before['ece']:.4f} -> {after['ece']:.4f}\n{ensemble.path}"
+        )
+    return EXIT_OK
+
+
 def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:
     table = Table("", "accuracy", "95% interval", title=f"{figures['source']}: {figures['clips']:,} clips")
     names = {"single": "single (mean)", "hard": "hard", "soft": "soft", "soft_tta": f"soft + {figures.get('tta')} TTA"}
@@ -60,6 +74,9 @@ def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:
     for name, row in rows:
         table.add_row(name, f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}")
     console.print(table)
+    if figures.get("ece") is not None:
+        remedy = "" if figures["calibrated"] else "; not calibrated yet: infer.calibrate"
+        console.print(f"expected calibration error of the last row: {figures['ece']:.4f}{remedy}")
     if figures.get("unreadable"):
         console.print(f"{figures['unreadable']} recordings could not be read and are not counted")
 

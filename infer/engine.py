@@ -52,8 +52,10 @@ class Judge:
         self._dtype = amp_dtype("auto", device)
         threads = torch.get_num_threads()
         self._local = threading.local()
-        self._pool = ThreadPoolExecutor(os.cpu_count(), "features", initializer=torch.set_num_threads, initargs=(1,))
-        list(self._pool.map(lambda _: None, range(4)))
+        count = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(count, "features", initializer=torch.set_num_threads, initargs=(1,))
+        all_there = threading.Barrier(count)  # a thread that began later would set torch's threads for all again
+        list(self._pool.map(lambda _: all_there.wait(), range(count)))
         torch.set_num_threads(threads)
 
     def judge(self, recordings: Iterable[str | np.ndarray], batch_size: int) -> Iterator[Judged]:
@@ -78,18 +80,22 @@ class Judge:
 
     def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str]:
         """Per configuration the views' features (views, n_mels, n_frames) float16, and the error or ""."""
+        rendered: dict[tuple[int, int], list[np.ndarray]] = {}  # by rate and length: a file is read once for all
         results = []
         for config in self._configs:
-            try:
-                samples = read_clip(item, config).samples if isinstance(item, str) else item
-            except InputError as error:
-                return [], str(error)
-            except OSError as error:
-                return [], error.strerror or str(error)
+            clip = (config.sample_rate, config.samples)
+            if clip not in rendered:
+                try:
+                    samples = read_clip(item, config).samples if isinstance(item, str) else item
+                except InputError as error:
+                    return [], str(error)
+                except OSError as error:
+                    return [], error.strerror or str(error)
+                rendered[clip] = [view(samples) for view in self.views]
             log_mel = self._log_mel(config)
             out = torch.empty(len(self.views), config.n_mels, config.n_frames, dtype=torch.float16)
-            for index, view in enumerate(self.views):
-                log_mel(view(samples), out[index])
+            for index, view in enumerate(rendered[clip]):
+                log_mel(view, out[index])
             results.append(out)
         return results, ""
 

@@ -1,6 +1,19 @@
-"""Combining members and views."""
+"""Combining members and views.
+
+Each member is calibrated on what it said out of fold, but the mean of calibrated probabilities is too modest, the more
+so the more the members differ (Rahaman & Thiery 2021). So the mean has a temperature of its own, fitted by
+infer.calibrate on clips that no member was trained on, and kept beside the first run's folds.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+from cache.cli import InputError
+from cache.files import read_sealed
+from infer.members import Member
 
 
 def soft_vote(probs: np.ndarray) -> np.ndarray:
@@ -35,3 +48,42 @@ def hard_vote(probs: np.ndarray) -> np.ndarray:
 
 
 ENSEMBLES = {"soft": soft_vote, "hard": hard_vote}
+
+
+class Ensemble:
+    """What members and views say together: their mean at its own temperature, or their votes.
+
+    Parameters
+    ----------
+    members : at least one
+    tta : views of each clip
+    ensemble : a name in `ENSEMBLES`
+
+    Raises
+    ------
+    InputError : the file of the temperature is damaged
+    """
+
+    def __init__(self, members: Sequence[Member], tta: int, ensemble: str = "soft") -> None:
+        self.vote = ENSEMBLES[ensemble]
+        digests = [*sorted(member.digest for member in members), str(tta)]
+        name = f"ensemble-{hashlib.sha256(' '.join(digests).encode()).hexdigest()[:16]}.json"
+        self.path = Path(min(member.run for member in members)) / name
+        self.temperature, self.calibrated = 1.0, ensemble == "hard" or (len(members), tta) == (1, 1)
+        if ensemble == "soft" and self.path.exists():
+            try:
+                self.temperature, self.calibrated = float(read_sealed(self.path)["temperature"]), True
+            except (ValueError, KeyError) as error:
+                raise InputError(f"{self.path}: damaged ({error}); remove it and run infer.calibrate again") from None
+
+    def __call__(self, probs: np.ndarray) -> np.ndarray:
+        """Probabilities (n, classes) from those of members and views (members, views, n, classes)."""
+        return tempered(self.vote(probs), self.temperature)
+
+
+def tempered(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities [shape=(n, classes)] as if their logits had been divided by the temperature."""
+    if temperature == 1:
+        return probs
+    powers = probs ** (1 / temperature)
+    return powers / np.maximum(powers.sum(axis=1, keepdims=True), np.finfo(powers.dtype).tiny)

@@ -10,14 +10,23 @@ import torch
 from scipy.special import softmax
 
 from cache.cli import InputError
+from cache.files import write_sealed
 from cache.index import Cache
 from infer.engine import Judge
-from infer.ensemble import hard_vote, soft_vote
-from infer.inputs import cached_paths, cached_test_split, find_member_cache, list_recordings
+from infer.ensemble import Ensemble, hard_vote, soft_vote
+from infer.inputs import (
+    Recordings,
+    cached_held_back,
+    cached_paths,
+    cached_test_split,
+    find_member_cache,
+    list_recordings,
+)
 from infer.members import Member, load_members
-from infer.options import EvaluateOptions, LabelledOptions
-from infer.scoring import Accuracy, accuracy_of, confusions, recalls
+from infer.options import CalibrateOptions, EnsembleOptions, EvaluateOptions, LabelledOptions
+from infer.scoring import Accuracy, accuracy_of, confusions, recalls, reliability
 from infer.views import first_views
+from train.calibration import fit_temperature
 from train.checkpoint import load_arrays
 from train.world import World
 
@@ -47,8 +56,44 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     if options.input is None and options.split == "oof":
         cache = find_member_cache(members, options.cache_dir)
         return out_of_fold_figures(members, [held_out(member, cache) for member in members])
-    judged = judge_labelled(members, options, world.device)
+    judged = judge_labelled(members, labelled_recordings(members, options), options, world.device)
     return ensemble_figures(members, judged, options.input or "the split test")
+
+
+def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[str, Any]]:
+    """Fit the temperature of an ensemble's mean on clips that no member was trained on, and keep it.
+
+    Returns
+    -------
+    the ensemble, and what its file holds: temperature, clips, members, tta, and accuracy, mean confidence and expected
+        calibration error before and after, on those same clips
+    """
+    members = load_members(options.run_folders, options.folds, world.device)
+    recordings = list_recordings(options.input) if options.input else cached_held_back(members, options.cache_dir)
+    judged = judge_labelled(members, recordings, options, world.device)
+    ensemble = Ensemble(members, options.tta)
+    mean = soft_vote(judged.probs)
+    ensemble.temperature = fit_temperature(np.log(np.maximum(mean, 1e-30)), judged.targets)
+    content = {
+        "temperature": ensemble.temperature,
+        "clips": len(judged.targets),
+        "members": [member.name for member in members],
+        "tta": options.tta,
+        "before": _certainty(mean, judged.targets),
+        "after": _certainty(ensemble(judged.probs), judged.targets),
+    }
+    if world.speaks:
+        write_sealed(ensemble.path, content, indent=1)
+    return ensemble, content
+
+
+def _certainty(probs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == targets
+    return {
+        "accuracy": float(right.mean()),
+        "confidence": float(confidence.mean()),
+        "ece": reliability(confidence, right)[0],
+    }
 
 
 def held_out(member: Member, cache: Cache) -> JudgedClips:
@@ -73,13 +118,19 @@ def held_out(member: Member, cache: Cache) -> JudgedClips:
     return JudgedClips(names, cached_paths(cache, names), arrays["target"], probs[None, None])
 
 
+def labelled_recordings(members: list[Member], options: LabelledOptions) -> Recordings:
+    """The recordings of ``--input``, or those of the split "test"."""
+    return list_recordings(options.input) if options.input else cached_test_split(members, options.cache_dir)
+
+
 def judge_labelled(
     members: list[Member],
-    options: LabelledOptions,
+    recordings: Recordings,
+    options: EnsembleOptions,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> JudgedClips:
-    """Judge the recordings of ``--input``, or those of the split "test".
+    """Judge recordings whose first folder is their label.
 
     Parameters
     ----------
@@ -87,9 +138,8 @@ def judge_labelled(
 
     Raises
     ------
-    InputError : no recordings, none readable, or labels that no member knows
+    InputError : none readable, or labels that no member knows
     """
-    recordings = list_recordings(options.input) if options.input else cached_test_split(members, options.cache_dir)
     labels = recordings.labels(members[0].classes)
     judge = Judge(members, first_views(options.tta), device)
     batches = []
@@ -138,7 +188,9 @@ def ensemble_figures(members: list[Member], judged: JudgedClips, source: str) ->
     probs, targets, classes = judged.probs, judged.targets, members[0].classes
     singles = [accuracy_of(probs[index, 0], targets) for index in range(len(members))]
     mean = sum(single.accuracy for single in singles) / len(singles)
-    best = soft_vote(probs).argmax(axis=1)
+    ensemble = Ensemble(members, probs.shape[1])
+    verdict = ensemble(probs)
+    best = verdict.argmax(axis=1)
     return {
         "source": source,
         "clips": len(targets),
@@ -147,7 +199,9 @@ def ensemble_figures(members: list[Member], judged: JudgedClips, source: str) ->
         "single": Accuracy.of(mean * len(targets), len(targets)).to_dict(),
         "hard": accuracy_of(hard_vote(probs[:, :1]), targets).to_dict(),
         "soft": accuracy_of(soft_vote(probs[:, :1]), targets).to_dict(),
-        "soft_tta": accuracy_of(soft_vote(probs), targets).to_dict(),
+        "soft_tta": accuracy_of(verdict, targets).to_dict(),
+        "calibrated": ensemble.calibrated,
+        "ece": _certainty(verdict, targets)["ece"],
         "members": [
             {"member": member.name, **single.to_dict()} for member, single in zip(members, singles, strict=True)
         ],

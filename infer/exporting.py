@@ -15,7 +15,7 @@ from rich.table import Table
 from cache.cli import EXIT_OK, InputError, require
 from cache.files import atomic_path
 from infer.engine import Judge
-from infer.ensemble import soft_vote
+from infer.ensemble import Ensemble
 from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
 from infer.inputs import Recordings, cached_test_split, list_recordings
 from infer.members import Member, load_members, shared_clip
@@ -54,8 +54,9 @@ def export(options: ExportOptions) -> int:
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
-    module = WaveformEnsemble(members, first_views(options.tta)).eval()
-    check, calibration = _check(options, members)
+    ensemble = Ensemble(members, options.tta)
+    module = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()
+    check, calibration = _check(options, members, ensemble)
     with atomic_path(output) as temporary:
         write(module, check.clips.shape[1], _metadata(members, options), temporary)
         probs = _measure(load(temporary), output.name, check, options)
@@ -82,7 +83,7 @@ def _metadata(members: list[Member], options: ExportOptions) -> dict[str, str]:
     }
 
 
-def _check(options: ExportOptions, members: list[Member]) -> tuple[_Check, np.ndarray]:
+def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) -> tuple[_Check, np.ndarray]:
     """What to verify on, and other clips [shape=(n, samples)] that int8 takes its ranges from."""
     config, classes = shared_clip(members), members[0].classes
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +99,7 @@ def _check(options: ExportOptions, members: list[Member]) -> tuple[_Check, np.nd
     names, clips = [name for name, _ in read], np.stack([clip for _, clip in read])
     judge = Judge(members, first_views(options.tta), torch.device("cpu"))
     started = time.perf_counter()
-    probs = np.concatenate([soft_vote(batch.probs) for batch in judge.judge(clips, options.batch_size)])
+    probs = np.concatenate([ensemble(batch.probs) for batch in judge.judge(clips, options.batch_size)])
     speed = len(clips) / (time.perf_counter() - started)
     judge.close()
     try:

@@ -8,6 +8,7 @@ from cache.cli import InputError
 from cache.index import TEST, Cache, list_caches
 from infer.members import Member
 from pipeline.decode import EXTENSIONS
+from train.data import held_back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,24 @@ def cached_test_split(members: list[Member], cache_dir: str) -> Recordings:
     names = [name.decode() for name in cache.clips["clip_id"][cache.clips["split"] == TEST].tolist()]
     if not names:
         raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
+    return Recordings(cached_paths(cache, names), names)
+
+
+def cached_held_back(members: list[Member], cache_dir: str) -> Recordings:
+    """The clips that no member was trained on, as files of the corpus.
+
+    Raises
+    ------
+    InputError : there are none
+    """
+    cache = find_member_cache(members, cache_dir)
+    share = min(member.hold_back for member in members)
+    names = [name.decode() for name in cache.clips["clip_id"][held_back(cache, share)].tolist()]
+    if not names:
+        raise InputError(
+            f"{cache.folder}: training held no clips back (--hold-back {share:g}); "
+            "use --input FOLDER of labelled recordings that no member was trained on"
+        )
     return Recordings(cached_paths(cache, names), names)
 
 

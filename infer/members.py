@@ -1,6 +1,7 @@
 """The members of an ensemble: trained folds of one run or several."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import torch
@@ -24,6 +25,10 @@ class Member:
     temperature: float
     """Divides the logits; fitted by training on the member's held-out clips."""
     model: torch.nn.Module
+    hold_back: float = 0.0
+    """Share of the clips that no fold of the run was trained on."""
+    digest: str = ""
+    """SHA-256 of the checkpoint."""
 
     @property
     def name(self) -> str:
@@ -102,4 +107,15 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
     model = create_model(saved["options"]["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
     model.load_state_dict(saved["model"])
     model = model.to(device, memory_format=torch.channels_last).eval()
-    return Member(run, fold, path, config, saved["classes"], saved["split_digest"], saved["temperature"], model)
+    return Member(
+        run=run,
+        fold=fold,
+        path=path,
+        config=config,
+        classes=saved["classes"],
+        split_digest=saved["split_digest"],
+        temperature=saved["temperature"],
+        model=model,
+        hold_back=saved["options"]["hold_back"],
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )

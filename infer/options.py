@@ -1,4 +1,4 @@
-"""The flags of infer.predict, infer.evaluate and infer.export."""
+"""The flags of infer's commands."""
 
 import dataclasses
 
@@ -79,6 +79,18 @@ class EvaluateOptions(LabelledOptions):
     """Flags of ``python -m infer.evaluate``."""
 
     json: str | None = flag(None, "also write the figures to this file", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(EnsembleOptions):
+    """Flags of ``python -m infer.calibrate``."""
+
+    ensemble: str = flag("soft", "shares of votes have no temperature", choices=("soft",))
+    input: str | None = flag(
+        None,
+        "a folder of <label>/ folders that no member was trained on (default: the clips that training held back)",
+        metavar="FOLDER",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

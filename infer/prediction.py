@@ -12,7 +12,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.files import atomic_path, exclusive_lock, write_atomic
 from infer.engine import Judge
-from infer.ensemble import ENSEMBLES
+from infer.ensemble import Ensemble
 from infer.inputs import Recordings, cached_test_split, list_recordings
 from infer.members import Member, load_members
 from infer.options import PredictOptions
@@ -37,6 +37,9 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
     """
     members = load_members(options.run_folders, options.folds, world.device)
     recordings = _recordings(options, members, world)
+    ensemble = Ensemble(members, options.tta, options.ensemble)
+    if not ensemble.calibrated and world.speaks:
+        print("confidence: too modest until you run infer.calibrate with the same --run, --folds and --tta", flush=True)
     output = Path(options.output)
     for path in filter(None, (output, options.probabilities, options.windows)):
         if not Path(path).parent.is_dir():
@@ -47,9 +50,9 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
         if world.speaks:
             parts.mkdir(exist_ok=True)
             stack.enter_context(exclusive_lock(parts / "lock", busy=busy))
-            _keep_finished(parts, _job_digest(options, members, recordings), keep=options.resume)
+            _keep_finished(parts, _job_digest(options, members, recordings, ensemble.temperature), keep=options.resume)
         world.barrier()
-        _judge_blocks(options, world, members, recordings, parts, progress)
+        _judge_blocks(options, world, members, ensemble, recordings, parts, progress)
         world.barrier()
         bad = 0
         if world.speaks:
@@ -59,18 +62,24 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
 
 
 def _judge_blocks(
-    options: PredictOptions, world: World, members: list[Member], recordings: Recordings, parts: Path, progress
+    options: PredictOptions,
+    world: World,
+    members: list[Member],
+    ensemble: Ensemble,
+    recordings: Recordings,
+    parts: Path,
+    progress,
 ) -> None:
     """Judge this rank's unfinished blocks; each is finished on disk before the next."""
-    judge, combine = Judge(members, first_views(options.tta), world.device), ENSEMBLES[options.ensemble]
+    judge = Judge(members, first_views(options.tta), world.device)
     total, block = len(recordings.paths), options.block_files
     for first in range(world.rank * block, total, world.world_size * block):
         path, paths = _part(parts, first), recordings.paths[first : first + block]
         if options.windows and not path.exists():
-            save_arrays(path, **judge_windows(judge, combine, paths, options))
+            save_arrays(path, **judge_windows(judge, ensemble, paths, options))
         elif not path.exists():
             judged = list(judge.judge(paths, options.batch_size))
-            probs = np.concatenate([combine(batch.probs) for batch in judged])
+            probs = np.concatenate([ensemble(batch.probs) for batch in judged])
             save_arrays(path, probs=probs, errors=np.array([error for batch in judged for error in batch.errors]))
         progress(min(first + world.world_size * block, total), total)
     judge.close()
@@ -91,14 +100,13 @@ def _recordings(options: PredictOptions, members: list[Member], world: World) ->
     return list_recordings(options.input)
 
 
-def _job_digest(options: PredictOptions, members: list[Member], recordings: Recordings) -> str:
+def _job_digest(options: PredictOptions, members: list[Member], recordings: Recordings, temperature: float) -> str:
     """Identifies what a part belongs to: files, members and settings."""
     digest = hashlib.sha256("\n".join(recordings.paths).encode("utf-8", "surrogateescape"))
     for member in members:
-        status = member.path.stat()
-        digest.update(f"{member.path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-    settings = (options.tta, options.ensemble, bool(options.windows), options.hop_seconds, options.window_confidence)
-    digest.update(repr(settings).encode())
+        digest.update(member.digest.encode())
+    windows = (bool(options.windows), options.hop_seconds, options.window_confidence)
+    digest.update(repr((options.tta, options.ensemble, temperature, windows)).encode())
     return digest.hexdigest()
 
 

@@ -13,8 +13,15 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from infer.ensemble import ENSEMBLES
-from infer.evaluation import JudgedClips, ensemble_figures, held_out, judge_labelled, out_of_fold_figures
+from infer.ensemble import Ensemble
+from infer.evaluation import (
+    JudgedClips,
+    ensemble_figures,
+    held_out,
+    judge_labelled,
+    labelled_recordings,
+    out_of_fold_figures,
+)
 from infer.inputs import find_member_cache
 from infer.members import Member
 from infer.options import ReportOptions
@@ -111,10 +118,10 @@ def read_sources(
 
 
 def _recordings(options: ReportOptions, members: list[Member], device: torch.device, progress) -> Source:
-    clips = judge_labelled(members, options, device, progress)
+    clips = judge_labelled(members, labelled_recordings(members, options), options, device, progress)
     figures = ensemble_figures(members, clips, options.input or "the split test")
     names = [[member.name for member in members]] * len(clips.names)
-    return Source(figures, clips, ENSEMBLES[options.ensemble](clips.probs), names)
+    return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs), names)
 
 
 def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:

@@ -97,14 +97,16 @@ class WaveformEnsemble(nn.Module):
     ----------
     members : at least one, of the same sample rate and clip length
     views : functions of `infer.views`
+    temperature : of their mean, see `infer.ensemble`
 
     Raises
     ------
     InputError : members of other sample rates or clip lengths, or a view without an entry in `GRAPH_VIEWS`
     """
 
-    def __init__(self, members: Sequence[Member], views: Sequence[Callable]) -> None:
+    def __init__(self, members: Sequence[Member], views: Sequence[Callable], temperature: float = 1.0) -> None:
         super().__init__()
+        self.temperature = temperature
         noise = white_noise(shared_clip(members).samples)
         noise = noise * np.float32(np.sqrt(10 ** (-SNR_DB / 10) / np.dot(noise, noise)))
         missing = [view.__name__ for view in views if view.__name__ not in GRAPH_VIEWS]
@@ -127,4 +129,5 @@ class WaveformEnsemble(nn.Module):
             for network, index, temperature in zip(self.networks, self.features_of, self.temperatures, strict=True)
         ]
         mean = torch.stack(probs).mean(dim=0)
-        return mean.reshape(len(self.views), -1, mean.shape[1]).mean(dim=0)
+        mean = mean.reshape(len(self.views), -1, mean.shape[1]).mean(dim=0)
+        return mean if self.temperature == 1 else functional.normalize(mean ** (1 / self.temperature), p=1.0, dim=1)

@@ -6,12 +6,13 @@ clip is one window.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from cache.cli import InputError
 from infer.engine import Judge
+from infer.ensemble import Ensemble
 from infer.members import shared_clip
 from infer.options import PredictOptions
 from pipeline.stream import LoudestClip, duration_seconds, read_blocks, windows
@@ -21,13 +22,12 @@ _DETECTION = np.dtype([("file", "i4"), ("start_s", "f8"), ("end_s", "f8"), ("tar
 
 
 def judge_windows(
-    judge: Judge, combine: Callable[[np.ndarray], np.ndarray], paths: Sequence[str], options: PredictOptions
+    judge: Judge, ensemble: Ensemble, paths: Sequence[str], options: PredictOptions
 ) -> dict[str, np.ndarray]:
     """Judge files of any length in constant memory, each as a whole and in windows.
 
     Parameters
     ----------
-    combine : of `infer.ensemble`
     paths : few enough to hold all their detections
 
     Returns
@@ -68,7 +68,7 @@ def judge_windows(
     probs = np.zeros((len(paths), len(judge.classes)), np.float32)
     found: list[tuple] = []
     for judged in judge.judge(items(), options.batch_size):
-        for scores, error in zip(combine(judged.probs), judged.errors, strict=True):
+        for scores, error in zip(ensemble(judged.probs), judged.errors, strict=True):
             file, start, end, whole = spans.popleft()
             errors[file] = errors[file] or error
             if whole:

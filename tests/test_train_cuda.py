@@ -39,8 +39,8 @@ def test_no_step_waits_for_the_device(tiny: Cache, amp: str) -> None:
         trainer.train_step(*next(batches))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for features, targets in batches:
-            trainer.train_step(features, targets)
+        for features, clips in batches:
+            trainer.train_step(features, clips)
             trainer.peek()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -54,8 +54,8 @@ def test_precisions_learn(tiny: Cache, amp: str) -> None:
     trainer = make_trainer(tiny, amp=amp, epochs=12)
     losses = []
     for epoch in range(12):
-        for features, targets in trainer.batches.steps(epoch * 6, epoch * 6 + 6):
-            trainer.train_step(features, targets)
+        for features, clips in trainer.batches.steps(epoch * 6, epoch * 6 + 6):
+            trainer.train_step(features, clips)
         loss, _, clips = trainer.sums.tolist()
         losses.append(loss / max(1, clips))
         trainer.sums.zero_()
@@ -77,10 +77,10 @@ def test_resident_fold_is_the_mapped_one(tiny: Cache, monkeypatch: pytest.Monkey
 def test_skipped_step_leaves_no_trace(tiny: Cache) -> None:
     """A batch that is not finite leaves weights, moments and BatchNorm's statistics as they were."""
     trainer = make_trainer(tiny, amp="fp16")
-    for features, targets in trainer.batches.steps(0, 6):
-        trainer.train_step(features, targets)
+    for features, clips in trainer.batches.steps(0, 6):
+        trainer.train_step(features, clips)
     before = copy.deepcopy({"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]})
-    trainer.train_step(torch.full_like(features, torch.nan), targets)
+    trainer.train_step(torch.full_like(features, torch.nan), clips)
     after = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]}
     for name, value in before["model"].items():
         assert torch.equal(value, after["model"][name]) or "num_batches_tracked" in name
@@ -93,8 +93,8 @@ def test_compiled_step_is_the_plain_one(tiny: Cache) -> None:
     """``--compile`` computes the same losses to rounding."""
     plain, compiled = (make_trainer(tiny, amp="off", compile=flag, mixup=0.0) for flag in (False, True))
     for trainer in (plain, compiled):
-        for features, targets in trainer.batches.steps(0, 6):
-            trainer.train_step(features, targets)
+        for features, clips in trainer.batches.steps(0, 6):
+            trainer.train_step(features, clips)
     np.testing.assert_allclose(plain.sums.cpu(), compiled.sums.cpu(), rtol=1e-2)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import queue
 import threading
@@ -27,21 +28,47 @@ class Fold:
     """Empty for the fold "none"."""
 
 
-def select_fold(cache: Cache, fold: str) -> Fold:
-    """Training and validation clips; the split "test" belongs to neither.
+def held_back(cache: Cache, share: float) -> np.ndarray:
+    """The clips that no fold trains on, so that what all folds say together can be calibrated on them.
+
+    Whole speakers, in the order of a hash, as many as fit the share; so all runs from a corpus hold back the same.
+
+    Parameters
+    ----------
+    share : of the clips outside the split "test"
+
+    Returns
+    -------
+    np.ndarray [shape=(n_clips,), dtype=bool]
+    """
+    clips = cache.clips
+    free = np.flatnonzero(clips["split"] == TRAIN)
+    known = clips["speaker"][free]
+    names, speaker, counts = np.unique(
+        np.where(known == b"", clips["clip_id"][free], known), return_inverse=True, return_counts=True
+    )
+    order = np.argsort([hashlib.sha256(name).digest() for name in names.tolist()])
+    mask = np.zeros(len(clips), bool)
+    mask[free] = np.isin(speaker, order[np.cumsum(counts[order]) <= share * len(free)])
+    return mask
+
+
+def select_fold(cache: Cache, fold: str, hold_back: float = 0.0) -> Fold:
+    """Training and validation clips; the split "test" belongs to neither, what is held back not to training.
 
     Raises
     ------
     InputError : the cache has no such fold
     """
     free = cache.clips["split"] == TRAIN
+    trained = free & ~held_back(cache, hold_back) if hold_back else free
     if fold == "none":
-        return Fold(np.flatnonzero(free), np.empty(0, np.int64))
+        return Fold(np.flatnonzero(trained), np.empty(0, np.int64))
     folds = cache.index["split"]["folds"]
     if int(fold) >= folds:
         raise InputError(f"--fold {fold}: {cache.folder} has folds 0 to {folds - 1}")
     held_out = cache.clips["fold"] == int(fold)
-    return Fold(np.flatnonzero(free & ~held_out), np.flatnonzero(free & held_out))
+    return Fold(np.flatnonzero(trained & ~held_out), np.flatnonzero(free & held_out))
 
 
 def clips_of_step(training: np.ndarray, num_views: int, batch_size: int, seed: int, step: int):
@@ -86,7 +113,6 @@ class Batches:
         self._cache, self._training, self._seed = cache, training, seed
         self._batch_size, self._local = batch_size, world.split(batch_size)
         self._first, self._device = world.rank * self._local, world.device
-        self._targets = cache.clips["target"].astype(np.int64)
         self._resident = self._load_resident() if world.device.type == "cuda" else None
         self._reads_ahead = self._resident is None and cache.bytes > _physical_memory()
 
@@ -109,7 +135,7 @@ class Batches:
         return rows
 
     def steps(self, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (features (batch, 1, n_mels, n_frames) float16, targets (batch,) int64) of steps first … last − 1.
+        """Yield (features (batch, 1, n_mels, n_frames) float16, clips (batch,) int64) of steps first … last − 1.
 
         A batch's memory is used again `_AHEAD` steps later.
         """
@@ -135,12 +161,12 @@ class Batches:
                 batch = ready.get()
                 if isinstance(batch, BaseException):
                     raise batch
-                features, targets, copied = batch
+                features, clips, copied = batch
                 if copied is not None:
                     torch.cuda.current_stream().wait_event(copied)
                     features.record_stream(torch.cuda.current_stream())
-                    targets.record_stream(torch.cuda.current_stream())
-                yield features[:, None], targets
+                    clips.record_stream(torch.cuda.current_stream())
+                yield features[:, None], clips
         finally:
             stop.set()
             thread.join()
@@ -164,11 +190,11 @@ class Batches:
         buffers = self._buffers(pinned=False)
 
         def fetch(step: int):
-            features, targets = buffers[step % len(buffers)]
+            features, chosen = buffers[step % len(buffers)]
             clips, views = self._select(step)
             self._cache.gather(clips, views, features.numpy())
-            targets.numpy()[:] = self._targets[clips]
-            return features, targets, None
+            chosen.numpy()[:] = clips
+            return features, chosen, None
 
         return fetch
 
@@ -182,11 +208,11 @@ class Batches:
 
         def fetch(step: int):
             slot = step % len(buffers)
-            host, targets = buffers[slot]
+            host, chosen = buffers[slot]
             if copied[slot] is not None:
                 copied[slot].synchronize()  # in this thread only: the buffer's last copy has left it
             clips, views = self._select(step)
-            targets.numpy()[:] = self._targets[clips]
+            chosen.numpy()[:] = clips
             with torch.cuda.stream(stream):
                 if self._resident is None:
                     self._cache.gather(clips, views, host.numpy())
@@ -195,7 +221,7 @@ class Batches:
                     index = np.stack([place[clips], views])
                     rows, view = torch.from_numpy(index).pin_memory().to(self._device, non_blocking=True)
                     features = self._resident[rows, view]
-                moved = targets.to(self._device, non_blocking=True)
+                moved = chosen.to(self._device, non_blocking=True)
                 copied[slot] = stream.record_event()
             return features, moved, copied[slot]
 

@@ -17,10 +17,11 @@ from cache.cli import InputError
 from cache.index import Cache
 from train.augment import batch_augment
 from train.data import Batches, Fold, held_out_batches
-from train.losses import LOSSES, keep_hardest, soft_targets
+from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers
 from train.options import TrainOptions
 from train.precision import amp_dtype, autocast, choose_memory_format
+from train.teacher import teacher_probs
 from train.world import World
 
 MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run stops; fp16's scale settles in fewer
@@ -59,6 +60,10 @@ class Trainer:
             raise InputError(f"unknown loss {options.loss!r}; known: {', '.join(LOSSES)}")
         self._loss = LOSSES[options.loss]
         device = world.device
+        targets = cache.clips["target"].astype(np.int64)
+        weights = class_weights(np.bincount(targets[fold.training], minlength=len(cache.classes)), options.balance)
+        self._targets, self._weights = torch.from_numpy(targets).to(device), torch.from_numpy(weights).to(device)
+        self._taught = torch.from_numpy(teacher_probs(options.teacher, cache)).to(device) if options.teacher else None
         self._dtype = amp_dtype(options.amp, device)
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)
@@ -102,7 +107,7 @@ class Trainer:
         warmup = min(round(self.options.warmup_epochs * self.steps_per_epoch), self.total_steps // 2)
         return lr_at(step, total=self.total_steps, warmup=warmup, peak=self.options.lr)
 
-    def train_step(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+    def train_step(self, features: torch.Tensor, clips: torch.Tensor) -> None:
         """One optimiser step; nothing in it waits for the device.
 
         Where a gradient is not finite on any rank, weights and BatchNorm statistics stay as they were on all of them.
@@ -110,10 +115,13 @@ class Trainer:
         Parameters
         ----------
         features : torch.Tensor [shape=(batch, 1, n_mels, n_frames), dtype=float16]
-        targets : torch.Tensor [shape=(batch,), dtype=int64]
+        clips : torch.Tensor [shape=(batch,), dtype=int64], indices into the clip table
         """
         self._seed_step()
+        targets = self._targets[clips]
         x, y = features.float(), soft_targets(targets, len(self.cache.classes), self.options.label_smoothing)
+        if self._taught is not None:
+            y = torch.lerp(y, self._taught[clips], self.options.teacher_share)
         x, y = batch_augment(x, y, self._generator, self.options)
         x = x.contiguous(memory_format=self.memory_format)
         learning_rate = self.learning_rate(self.step)
@@ -122,7 +130,7 @@ class Trainer:
         self._buffers_before.copy_(self._buffers)
         with autocast(self.world.device, self._dtype):
             logits = self._forward(x)  # (batch, classes)
-        losses = self._loss(logits.float(), y)
+        losses = self._loss(logits.float(), y) * (y @ self._weights)
         loss = keep_hardest(losses, self.options.ohem)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)

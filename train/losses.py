@@ -4,6 +4,7 @@ A loss is ``(logits, targets) -> losses`` with logits and targets (batch, classe
 write it here and name it in `LOSSES`.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -35,6 +36,22 @@ def soft_targets(targets: torch.Tensor, classes: int, smoothing: float) -> torch
     """
     hot = F.one_hot(targets, classes).float()
     return hot * (1 - smoothing) + smoothing / classes
+
+
+def class_weights(counts: np.ndarray, power: float) -> np.ndarray:
+    """Weights of classes: their number of clips to minus `power`, scaled so that the mean over clips is one.
+
+    Parameters
+    ----------
+    counts : np.ndarray [shape=(classes,)], training clips of each class
+    power : 0 weighs clips alike, 1 classes
+
+    Returns
+    -------
+    np.ndarray [shape=(classes,), dtype=float32]
+    """
+    weights = np.maximum(counts, 1.0) ** -power
+    return (weights * counts.sum() / (weights @ counts)).astype(np.float32)
 
 
 def keep_hardest(losses: torch.Tensor, keep: float) -> torch.Tensor:

@@ -32,10 +32,14 @@ class TrainOptions:
     loss: str = flag("cross_entropy", "a name in train.losses.LOSSES", metavar="NAME")
     label_smoothing: float = flag(0.0, "share of the target spread over all classes")
     ohem: float = flag(1.0, "share of the batch, the hardest clips, that the loss keeps")
+    balance: float = flag(0.0, "weigh classes by their number of clips to minus this power (1: all classes alike)")
+    teacher: str | None = flag(None, "also learn from what this run's folds said out of fold", metavar="RUN")
+    teacher_share: float = flag(0.5, "share of the target that is the teacher's probabilities")
     mixup: float = flag(0.2, "alpha of mixup (0: off)")
     spec_augment: float = flag(0.15, "largest share of mels, and of frames, that a mask hides (0: off)")
     time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)")
     ema: float = flag(0.999, "decay of the weights' moving average, which is validated and saved (0: off)")
+    hold_back: float = flag(0.02, "share of the clips, whole speakers, kept from all folds for infer.calibrate")
     weights: str | None = flag(None, "start from a local weights file", metavar="FILE")
     pretrained: bool = flag(False, "start from timm's pretrained weights (downloads)")
     amp: str = flag("auto", "mixed precision", choices=("auto", "bf16", "fp16", "off"))
@@ -56,6 +60,9 @@ class TrainOptions:
             "lr": (1e-9, 100),
             "label_smoothing": (0, 0.99),
             "ohem": (0.01, 1),
+            "balance": (0, 2),
+            "teacher_share": (0, 1),
+            "hold_back": (0, 0.5),
             "mixup": (0, 100),
             "spec_augment": (0, 0.9),
             "time_roll": (0, 0.5),

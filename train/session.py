@@ -32,7 +32,7 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
     InputError : another run is at work in the folder, the checkpoint belongs to other arguments, or the gradient stays
         non-finite; the last good checkpoint stays
     """
-    fold = select_fold(cache, fold_name)
+    fold = select_fold(cache, fold_name, options.hold_back)
     record, display = Record(options, cache, fold_name), Display(world.speaks)
     with opened_for_writing(record.folder) if world.speaks else contextlib.nullcontext():
         world.barrier()
@@ -88,8 +88,8 @@ class _Session:
         self.display.begin(trainer, self.record)
         self._start_clock()
         with self.display:
-            for features, targets in trainer.batches.steps(trainer.step, trainer.total_steps):
-                trainer.train_step(features, targets)
+            for features, clips in trainer.batches.steps(trainer.step, trainer.total_steps):
+                trainer.train_step(features, clips)
                 self.display.step(trainer)
                 agreed = agreement.exchange(self._wish(stop))
                 epoch_ended = trainer.step % trainer.steps_per_epoch == 0

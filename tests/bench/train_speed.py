@@ -33,8 +33,8 @@ class Loop:
     def __init__(self, trainer: Trainer, steps: int) -> None:
         self.trainer, self.steps = trainer, steps
         self._batches = trainer.batches.steps(0, 1_000_000)
-        features, targets = next(self._batches)
-        self._held = features.clone(), targets.clone()
+        features, clips = next(self._batches)
+        self._held = features.clone(), clips.clone()
 
     def fed(self) -> None:
         """Steps on batches from the cache."""

@@ -1,0 +1,44 @@
+"""Distillation: learning from what a run's folds said of the clips that they never trained on."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cache.cli import InputError
+from cache.index import Cache
+from train.calibration import fit_temperature
+from train.checkpoint import load_arrays
+
+
+def teacher_probs(run: str, cache: Cache) -> np.ndarray:
+    """Out-of-fold probabilities of a run (Hinton, Vinyals & Dean 2015), each fold's at its own temperature.
+
+    Of a clip's probabilities its own fold's member is the source, which never trained on its speaker. The members
+    together have heard every speaker, so a student's validation is flattered: judge it on the split "test".
+
+    Parameters
+    ----------
+    run : a run folder whose folds are all trained on this cache's split
+    cache : the opened cache
+
+    Returns
+    -------
+    np.ndarray [shape=(n_clips, classes), dtype=float32], zero for the split "test"
+
+    Raises
+    ------
+    InputError : a fold is missing, or belongs to another split
+    """
+    from scipy.special import softmax  # see train/calibration.py
+
+    probs = np.zeros((len(cache.clips), len(cache.classes)), np.float32)
+    order = np.argsort(cache.clips["clip_id"])
+    for fold in range(cache.index["split"]["folds"]):
+        path = Path(run) / f"fold{fold}" / "oof.npz"
+        arrays = load_arrays(path)
+        if str(arrays["split_digest"]) != cache.index["split"]["digest"] or arrays["classes"].tolist() != cache.classes:
+            raise InputError(f"--teacher: {path} belongs to another split than {cache.folder}; train the teacher again")
+        clips = order[np.searchsorted(cache.clips["clip_id"], arrays["clip_id"], sorter=order)]
+        logits = arrays["logits"]
+        probs[clips] = softmax(logits / fit_temperature(logits, arrays["target"]), axis=1)
+    return probs
