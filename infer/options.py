@@ -94,6 +94,13 @@ class CalibrateOptions(EnsembleOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditOptions(EnsembleOptions):
+    """Flags of ``python -m infer.audit``."""
+
+    output: str = flag("suspects.csv", "table of file, label, suspected label, and the probabilities of both")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions(EnsembleOptions):
     """Flags of ``python -m infer.export``."""
 

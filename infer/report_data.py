@@ -13,6 +13,7 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
+from infer.auditing import suspects
 from infer.ensemble import Ensemble
 from infer.evaluation import (
     JudgedClips,
@@ -30,6 +31,7 @@ from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from train.progress import read_run
 
+_SUSPECTS = 200  # clips in the list of suspected labels
 _MAX_EPOCHS = 1000  # points of a curve
 _COLUMNS = 5  # labels in a clip's table of probabilities
 _FIGURES = {"single": "single, mean", "hard": "hard", "soft": "soft"}
@@ -53,6 +55,8 @@ class Source:
         pairs, counts = np.unique(np.stack([targets, judged]), axis=1, return_counts=True)
         names = {**_FIGURES, "soft_tta": f"soft + {self.figures.get('tta')} TTA"}
         ece, bins = reliability(confidence, judged == targets)
+        found, likely = suspects(self.best, targets)
+        listed = found[:_SUSPECTS].tolist()
         return {
             "name": self.figures["source"],
             "clips": len(targets),
@@ -64,6 +68,8 @@ class Source:
             "bins": bins,
             "coverage": coverage(confidence, judged == targets),
             "wrong": int((judged != targets).sum()),
+            "suspects": len(found),
+            "suspected": [[self.clips.names[clip], int(targets[clip]), int(likely[clip])] for clip in listed],
         }
 
     def worst(self, most: int, config: FeatureConfig) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from train import recipes
 from train.augment import mixup, spec_augment, time_roll
 from train.data import clips_of_step
 from train.engine import ema_decay, lr_at
-from train.losses import LOSSES, binary, cross_entropy, keep_hardest, soft_targets
+from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers
 from train.options import TrainOptions, options_from
 from train.world import World
@@ -220,6 +220,15 @@ def test_values_out_of_range(flags: dict) -> None:
     """A value that cannot work is refused with the flag, the value and the range."""
     with pytest.raises(InputError, match=f"--{next(iter(flags))} .*expected"):
         TrainOptions(**flags)
+
+
+def test_class_weights() -> None:
+    """Power 0 weighs clips alike, power 1 gives every class the same sum; the mean over clips is always one."""
+    counts = np.array([195, 2100, 1000, 0])
+    assert (class_weights(counts, 0.0) == 1).all()
+    for power in (0.5, 1.0):
+        assert class_weights(counts, power) @ counts == pytest.approx(counts.sum())
+    assert np.ptp((class_weights(counts, 1.0) * counts)[:3]) < 1e-3
 
 
 def test_recipes_are_options() -> None:

@@ -1,0 +1,68 @@
+"""Suspected label errors, by confident learning (Northcutt, Jiang & Chuang 2021)."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.files import atomic_path
+from infer.evaluation import held_out
+from infer.inputs import find_member_cache
+from infer.members import load_members
+from infer.options import AuditOptions
+
+
+def suspects(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Clips that are probably of another label.
+
+    A clip counts to a label where its probability is at least the mean that the clips of that label have. It is
+    suspected where the most probable of the labels that it counts to is not its own.
+
+    Parameters
+    ----------
+    probs : np.ndarray [shape=(n, classes)], of clips that the model did not train on
+    targets : np.ndarray [shape=(n,), dtype=int64]
+
+    Returns
+    -------
+    indices of the suspected clips, the most suspected first, and the target [shape=(n,)] that each clip counts to
+    """
+    counts = np.bincount(targets, minlength=probs.shape[1])
+    own = probs[np.arange(len(targets)), targets]
+    usual = np.bincount(targets, own, minlength=probs.shape[1]) / np.maximum(counts, 1)
+    counted = (probs >= usual) & (counts > 0)
+    likely = np.where(counted, probs, -1.0).argmax(axis=1)
+    margin = own - probs[np.arange(len(targets)), likely]
+    found = np.flatnonzero(counted.any(axis=1) & (likely != targets))
+    return found[np.argsort(margin[found], kind="stable")], likely
+
+
+def audit(options: AuditOptions) -> int:
+    """Write the table of suspected clips and say how many there are; returns the exit status."""
+    members = load_members(options.run_folders, options.folds, torch.device("cpu"))
+    cache = find_member_cache(members, options.cache_dir)
+    said: dict[str, list[np.ndarray]] = {}
+    for member in members:
+        judged = held_out(member, cache)
+        for name, probs in zip(judged.names, judged.probs[0, 0], strict=True):
+            said.setdefault(name, []).append(probs)
+    names = sorted(said)
+    probs = np.stack([np.mean(said[name], axis=0) for name in names])
+    label_of = dict(zip(cache.clips["clip_id"].tolist(), cache.clips["target"].tolist(), strict=True))
+    targets = np.array([label_of[name.encode()] for name in names])
+    found, likely = suspects(probs, targets)
+    classes = members[0].classes
+    with (
+        atomic_path(Path(options.output)) as path,
+        open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["file", "label", "suspected", "confidence", "label_confidence"])
+        for clip in found.tolist():
+            target, other = targets[clip], likely[clip]
+            scores = [f"{probs[clip, each]:.4f}" for each in (other, target)]
+            table.writerow([names[clip], classes[target], classes[other], *scores])
+    print(f"{options.output}: {len(found):,} of {len(names):,} labels are suspected ({len(found) / len(names):.2%})")
+    print("listen to the worst of them: python -m infer.report, with the same --run and --folds")
+    return 0

@@ -1,0 +1,275 @@
+"""Measure one setting at a time against a fixed baseline, and write docs/experiments.md.
+
+python -m tests.bench.experiments --audio-dir data/audio --only spec-augment-0.15
+
+What is done is skipped: an interrupted run continues, and a row that another machine measured stays.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cache.cli import InputError, flag, parse_flags, run_main
+from train.recipes import RECIPES
+
+ROOT = Path(__file__).parents[2]
+PAIRS = (("bed", "bird"), ("go", "no"), ("three", "two"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One row: what is changed against the baseline of its group."""
+
+    name: str
+    train: str = ""
+    """Flags of train.run."""
+    build: str = ""
+    """Flags of pipeline.build_cache."""
+    group: str = "small"
+    seeds: int = 3
+
+
+_SMALL = (
+    Experiment("baseline"),
+    Experiment("views-1", build="--num-views 1"),
+    Experiment("views-2", build="--num-views 2"),
+    Experiment("views-8", build="--num-views 8"),
+    Experiment("augment-light", build="--augment light"),
+    Experiment("spec-augment-0.15", "--spec-augment 0.15"),
+    Experiment("mixup-0.2", "--mixup 0.2"),
+    Experiment("time-roll-off", "--time-roll 0"),
+    Experiment("ema-off", "--ema 0"),
+    Experiment("label-smoothing-0.1", "--label-smoothing 0.1"),
+    Experiment("ohem-0.9", "--ohem 0.9"),
+    Experiment("ohem-0.7", "--ohem 0.7"),
+    Experiment("epochs-20", "--epochs 20"),
+    Experiment("epochs-20-ohem-0.9", "--epochs 20 --ohem 0.9"),
+    Experiment("epochs-20-mixup-0.2", "--epochs 20 --mixup 0.2"),
+    Experiment("epochs-20-spec-augment-0.15", "--epochs 20 --spec-augment 0.15"),
+    Experiment("epochs-20-mixup-spec-augment", "--epochs 20 --mixup 0.2 --spec-augment 0.15"),
+    Experiment("batch-32", "--batch-size 32 --lr 0.0028"),
+    Experiment("batch-128", "--batch-size 128 --lr 0.0057"),
+    Experiment("lr-0.002", "--lr 0.002"),
+    Experiment("lr-0.008", "--lr 0.008"),
+    Experiment("binary-loss", "--loss binary"),
+    Experiment("hold-back-0", "--hold-back 0"),
+    Experiment("n-fft-1024", build="--n-fft 1024"),
+    Experiment("width-64", "--width 64", build="--width 64"),
+    Experiment("mels-64", "--n-mels 64 --width 32", build="--n-mels 64 --width 32"),
+)
+_FRONTIER = tuple(
+    Experiment(f"{model}-{size}", f"--model {model} --n-mels {size}", f"--n-mels {size}", "frontier", 1)
+    for model, size in (
+        ("resnet10t", 32),
+        ("resnet18", 32),
+        ("resnet18", 64),
+        ("resnet26t", 32),
+        ("mobilenetv3_small_100", 32),
+        ("mobilenetv4_conv_small", 32),
+        ("mobilenetv4_conv_small", 64),
+        ("efficientnet_b0", 32),
+        ("convnext_atto", 32),
+        ("repvgg_a0", 32),
+        ("res2next50", 32),
+        ("dla60_res2next", 32),
+    )
+)
+_LADDER = tuple(
+    Experiment(
+        name,
+        f"--recipe {name}",
+        " ".join(
+            f"--{key.replace('_', '-')} {RECIPES[name][key]}" for key in ("n_mels", "width") if key in RECIPES[name]
+        ),
+        "ladder",
+        1,
+    )
+    for name in (
+        *("res2next50-224", "dla60_res2next-224", "res2next50-64", "resnest50d-128", "resnet50-64x32"),
+        *("resnet50d-64x32", "res2next50-64x32", "res2next50-128", "res2next50-224-smooth-ohem"),
+    )
+)
+EXPERIMENTS = (*_SMALL, *_FRONTIER, *_LADDER)
+GROUPS = {  # title, and flags that all rows share, for the build and for training
+    "small": (
+        "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
+        "--n-mels 32 --folds 2",
+        "--recipe smoke",
+    ),
+    "frontier": ("Models and resolutions at the same ten epochs", "--folds 2", "--recipe smoke"),
+    "ladder": ("The ladder of train.recipes, fold 0 of 5: for a GPU", "--folds 5", ""),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of ``python -m tests.bench.experiments``."""
+
+    audio_dir: str = flag("data/audio", "the corpus")
+    work: str = flag("data/experiments", "caches and runs")
+    results: str = flag("docs/experiments.json", "figures of all machines")
+    page: str = flag("docs/experiments.md", "the table made of them")
+    group: tuple[str, ...] = flag((), "a group to run; repeat for several", action="append", choices=tuple(GROUPS))
+    only: tuple[str, ...] = flag((), "an experiment to run; repeat for several", type=str, action="append")
+    seeds: int = flag(3, "at most so many seeds")
+    jobs: int = flag(1, "runs at a time; more than one only on a CPU, with a thread each")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is asked for and not yet done, then write the page."""
+    flags = parse_flags(Options, argv, prog="python -m tests.bench.experiments", description=__doc__.split("\n")[0])
+    return run_main(lambda: run(Options(**flags)))
+
+
+def run(options: Options) -> int:
+    """Run experiments, note each result when it is there."""
+    unknown = set(options.only) - {experiment.name for experiment in EXPERIMENTS}
+    if unknown:
+        raise InputError(f"--only {unknown.pop()}; known: {', '.join(experiment.name for experiment in EXPERIMENTS)}")
+    chosen = [e for e in EXPERIMENTS if e.name in options.only or e.group in options.group]
+    path = Path(options.results)
+    results = json.loads(path.read_text()) if path.exists() else {}
+    todo = [
+        (experiment, seed)
+        for seed in range(options.seeds)
+        for experiment in chosen
+        if seed < experiment.seeds and f"{experiment.name}/{seed}" not in results
+    ]
+    caches = {(e.group, e.build): _build(options, e) for e in dict.fromkeys(experiment for experiment, _ in todo)}
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        futures = [pool.submit(_train, options, e, seed, caches[e.group, e.build]) for e, seed in todo]
+        for (experiment, seed), future in zip(todo, futures, strict=True):
+            results[f"{experiment.name}/{seed}"] = future.result()
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            accuracy = future.result()["accuracy"]
+            print(f"{experiment.name} seed {seed}: {accuracy:.4f}", flush=True)
+    for experiment in dict.fromkeys(experiment for experiment, _ in todo if experiment.group == "small"):
+        seeds = [seed for seed in range(experiment.seeds) if f"{experiment.name}/{seed}" in results]
+        if experiment.name != "baseline" and all(f"baseline/{seed}" in results for seed in seeds):
+            difference = paired_difference(Path(options.work) / "runs", experiment.name, "baseline", seeds)
+            results[f"{experiment.name}/difference"] = difference
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    Path(options.page).write_text(_page(results))
+    return 0
+
+
+def _command(module: str, *flags: str) -> list[str]:
+    return [sys.executable, "-m", module, *(word for part in flags for word in shlex.split(part))]
+
+
+def _build(options: Options, experiment: Experiment) -> str:
+    folders = f"--audio-dir {shlex.quote(options.audio_dir)} --cache-dir {shlex.quote(options.work)}/cache"
+    command = _command("pipeline.build_cache", folders, GROUPS[experiment.group][1], experiment.build)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return next(line for line in done.stdout.splitlines() if "/cache/" in line).split()[0]
+
+
+def _train(options: Options, experiment: Experiment, seed: int, cache: str) -> dict:
+    """Train fold 0 with one seed; returns what goes into the results."""
+    name = f"{experiment.name}-seed{seed}"
+    where = f"--cache {shlex.quote(cache)} --runs-dir {shlex.quote(options.work)}/runs --name {name} --seed {seed}"
+    command = _command("train.run", GROUPS[experiment.group][2], experiment.train, where)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})}
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{shlex.join(command)}: {done.stdout[-500:]}{done.stderr[-2000:]}")
+    fold = ROOT / options.work / "runs" / name / "fold0"
+    metrics = [json.loads(line) for line in (fold / "metrics.jsonl").read_text().splitlines()]
+    best = max(metrics, key=lambda entry: (entry["val_accuracy"], -entry["val_loss"]))
+    return {
+        "accuracy": best["val_accuracy"],
+        "clips": best["val_clips"],
+        "device": json.loads((fold / "config.json").read_text())["device"],
+        "seconds": round(time.monotonic() - started),
+        **_details(fold),
+    }
+
+
+def _details(fold: Path) -> dict:
+    """How often the words of `PAIRS` were taken for each other."""
+    import numpy as np
+
+    with np.load(fold / "oof.npz") as arrays:
+        classes, target, judged = arrays["classes"].tolist(), arrays["target"], arrays["logits"].argmax(axis=1)
+    confused = {}
+    for first, second in PAIRS:
+        if first in classes and second in classes:
+            a, b = classes.index(first), classes.index(second)
+            confused[f"{first}/{second}"] = int(
+                (((target == a) & (judged == b)) | ((target == b) & (judged == a))).sum()
+            )
+    return {"confused": confused}
+
+
+def _page(results: dict) -> str:
+    lines = [
+        "# Experiments",
+        "",
+        "Made by `python -m tests.bench.experiments`; a row is one command, `--only NAME`, a table `--group GROUP`.",
+        "Accuracy is that of the held-out speakers of fold 0 at the best epoch, the mean over seeds. The difference is",
+        "paired with the baseline, clip by clip, with a 95% interval from a bootstrap over speakers (10,000 draws).",
+    ]
+    for group, (title, build, train) in GROUPS.items():
+        lines += ["", f"## {title} (`--group {group}`)", "", f"build_cache `{build}`, train.run `{train}`", ""]
+        lines += ["| name | flags | accuracy | difference, points | pairs confused | seeds | device | minutes a run |"]
+        lines += ["| --- " * 8 + "|"]
+        for experiment in (e for e in EXPERIMENTS if e.group == group):
+            lines.append("| " + " | ".join(_row(experiment, results)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(experiment: Experiment, results: dict) -> list[str]:
+    found = [results[key] for seed in range(experiment.seeds) if (key := f"{experiment.name}/{seed}") in results]
+    flags = [f"build_cache `{experiment.build}`"] if experiment.build else []
+    flags += [f"train.run `{experiment.train}`"] if experiment.train else []
+    row = [experiment.name, ", ".join(flags)]
+    if not found:
+        return [*row, "not run", "", "", "", "", ""]
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    difference = results.get(f"{experiment.name}/difference")
+    pairs = [f"{pair} {mean([entry['confused'][pair] for entry in found]):.1f}" for pair in found[0]["confused"]]
+    return [
+        *row,
+        f"{mean([entry['accuracy'] for entry in found]):.4f}",
+        "{:+.1f} ({:+.1f} to {:+.1f})".format(*difference) if difference else "",
+        ", ".join(pairs),
+        str(len(found)),
+        ", ".join(sorted({entry["device"] for entry in found})),
+        f"{mean([entry['seconds'] for entry in found]) / 60:.1f}",
+    ]
+
+
+def paired_difference(runs: Path, name: str, baseline: str, seeds: list[int]) -> tuple[float, float, float]:
+    """Mean difference of accuracy in points over seeds, with the 95% interval of a bootstrap over speakers."""
+    import numpy as np
+
+    def right(run: str, seed: int) -> tuple[list[bytes], np.ndarray]:
+        with np.load(ROOT / runs / f"{run}-seed{seed}" / "fold0" / "oof.npz") as arrays:
+            order = np.argsort(arrays["clip_id"])
+            good = (arrays["logits"].argmax(axis=1) == arrays["target"])[order]
+            return arrays["clip_id"][order].tolist(), good.astype(float)
+
+    ours, theirs = ([right(run, seed) for seed in seeds] for run in (name, baseline))
+    names = ours[0][0]
+    if any(other != names for other, _ in (*ours, *theirs)):
+        raise InputError(f"{name}: other clips were held out than in {baseline}")
+    gain = np.mean([good for _, good in ours], axis=0) - np.mean([good for _, good in theirs], axis=0)
+    _, speaker = np.unique([name.split(b"/")[-1].split(b"_")[0] for name in names], return_inverse=True)
+    sums, counts = np.bincount(speaker, gain), np.bincount(speaker)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (10_000, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return tuple(round(100 * float(value), 2) for value in (gain.mean(), *np.percentile(means, [2.5, 97.5])))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

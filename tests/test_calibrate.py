@@ -1,0 +1,193 @@
+"""Calibrated ensembles, suspected labels, and learning from a teacher: on real runs."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from cache.cli import InputError
+from cache.files import read_sealed
+from cache.index import Cache, find_cache
+from infer.audit import main as audit
+from infer.auditing import suspects
+from infer.calibrate import main as calibrate
+from infer.ensemble import tempered
+from infer.evaluate import main as evaluate
+from infer.export import main as export
+from infer.predict import main as predict
+from tests.conftest import RATE, synthesise
+from tests.words_run import RUN, WORDS
+from train.calibration import fit_temperature
+from train.checkpoint import load_arrays, save_arrays
+from train.data import held_back, select_fold
+from train.run import main as train
+from train.teacher import teacher_probs
+
+TRAIN = "--model test_resnet --n-mels 32 --batch-size 12 --device cpu --lr 0.003".split()
+
+
+@pytest.fixture
+def runs(here: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run that a test may change, beside nothing else; the working directory has the corpus."""
+    shutil.copytree(here / RUN, tmp_path / "runs/copy")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def unheard(tmp_path: Path) -> Path:
+    """Labelled recordings of other speakers, half of them too noisy to be sure."""
+    for word, name in enumerate(WORDS):
+        (tmp_path / "unheard" / name).mkdir(parents=True)
+        for n in range(20):
+            noise = np.random.default_rng([word, n]).standard_normal(RATE).astype(np.float32) * (0.5 if n % 2 else 0)
+            soundfile.write(tmp_path / f"unheard/{name}/{n}.wav", synthesise(word, 20 + n, n) + noise, RATE)
+    return tmp_path / "unheard"
+
+
+def confidences(path: Path) -> list[tuple[str, float]]:
+    """Label and confidence of every row."""
+    with open(path, newline="") as file:
+        return [(row["label"], float(row["confidence"])) for row in csv.DictReader(file)]
+
+
+def test_tempering_a_mean_restores_calibration() -> None:
+    """Members that err on their own make a mean that claims too little; its own temperature mends that."""
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 4, 20_000)
+    logits = np.eye(4)[target] * 2 + rng.standard_normal((8, 20_000, 4))
+    probs = np.exp(2 * logits) / np.exp(2 * logits).sum(axis=2, keepdims=True)  # each calibrated: signal 2, noise 1
+    mean = probs.mean(axis=0)
+    right = (mean.argmax(axis=1) == target).mean()
+    assert abs((probs[0].max(axis=1)).mean() - (probs[0].argmax(axis=1) == target).mean()) < 0.01
+    assert right - mean.max(axis=1).mean() > 0.05
+    temperature = fit_temperature(np.log(mean), target)
+    assert temperature < 0.8
+    assert abs(tempered(mean, temperature).max(axis=1).mean() - right) < 0.01
+
+
+def test_calibrated_confidence_reaches_predict_evaluate_and_export(
+    runs: Path, unheard: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The temperature is kept for just these members and views; labels stay, confidences move, the export follows."""
+    flags = ["--run", str(runs / "copy"), "--device", "cpu", "--tta", "2"]
+    judge = ["--input", str(unheard), "--output"]
+    assert predict([*flags, *judge, str(tmp_path / "before.csv")]) == 0
+    assert "infer.calibrate" in capsys.readouterr().out
+    assert calibrate([*flags, "--input", str(unheard)]) == 0
+    assert "60 clips" in capsys.readouterr().out
+    (kept,) = (runs / "copy").glob("ensemble-*.json")
+    temperature = read_sealed(kept)["temperature"]
+    assert abs(temperature - 1) > 0.01
+    assert predict([*flags, *judge, str(tmp_path / "after.csv")]) == 0
+    assert "infer.calibrate" not in capsys.readouterr().out
+    before, after = confidences(tmp_path / "before.csv"), confidences(tmp_path / "after.csv")
+    assert [label for label, _ in before] == [label for label, _ in after]
+    moved = [after_ - before_ for (_, before_), (_, after_) in zip(before, after, strict=True)]
+    assert all((change > -1e-4) if temperature < 1 else (change < 1e-4) for change in moved)
+    assert max(map(abs, moved)) > 0.001
+    assert evaluate([*flags, "--input", str(unheard), "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["calibrated"]
+    assert 0 <= figures["ece"] < 0.5
+    export_flags = ["--run", str(runs / "copy"), "--tta", "2", "--format", "torch", "--check", str(unheard)]
+    assert export([*export_flags, "--output", str(tmp_path / "model.pt2")]) == 0  # it compares itself with predict
+    assert predict([*flags[:-1], "1", *judge, str(tmp_path / "other.csv")]) == 0  # other views: not calibrated
+    assert "infer.calibrate" in capsys.readouterr().out
+    kept.write_bytes(kept.read_bytes().replace(b"0.", b"1.", 1))
+    assert predict([*flags, *judge, str(tmp_path / "damaged.csv")]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_what_is_held_back_is_heard_by_no_fold(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Whole speakers stay out of every fold's training but not of its validation, and calibrate the ensemble."""
+    cache = Cache(find_cache("data/cache", 32, 32))
+    mask = held_back(cache, 0.3)
+    clips = cache.clips
+    outside = clips[(clips["split"] == 0) & ~mask]
+    assert 0.1 < mask.sum() / (clips["split"] == 0).sum() <= 0.3
+    assert not set(clips["speaker"][mask]) & set(outside["speaker"])
+    assert not (clips["split"][mask] == 1).any()
+    for fold in ("0", "1"):
+        chosen = select_fold(cache, fold, 0.3)
+        assert not mask[chosen.training].any()
+        assert len(chosen.validation) == (clips["fold"] == int(fold)).sum()
+    assert mask[select_fold(cache, "none").training].sum() == mask.sum()
+    run = ["--runs-dir", str(tmp_path), "--name", "held", "--fold", "all", "--epochs", "2", "--hold-back", "0.3"]
+    assert train([*TRAIN, *run]) == 0
+    assert calibrate(["--run", str(tmp_path / "held"), "--device", "cpu", "--tta", "2"]) == 0
+    assert f"{mask.sum()} clips" in capsys.readouterr().out
+    assert calibrate(["--run", RUN, "--device", "cpu"]) == 2  # two hundredths of so few clips are none
+    assert "held no clips back" in capsys.readouterr().err
+
+
+def test_planted_label_errors_are_suspected() -> None:
+    """Of clear clips only those with a wrong label are suspected, as many as look usual for the other label."""
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 5, 1000)
+    probs = 0.7 * np.eye(5)[truth] + 0.3 * rng.dirichlet(np.ones(5), 1000)
+    targets = truth.copy()
+    wrong = rng.choice(1000, 40, replace=False)
+    targets[wrong] = (truth[wrong] + 1) % 5
+    found, likely = suspects(probs, targets)
+    assert set(found.tolist()) <= set(wrong.tolist())
+    usual = [probs[targets == label, label].mean() for label in range(5)]
+    assert len(found) == sum(probs[clip, truth[clip]] >= usual[truth[clip]] for clip in wrong) > 10
+    assert (likely[found] == truth[found]).all()
+    margin = probs[found, targets[found]] - probs[found, likely[found]]
+    assert (np.diff(margin) >= 0).all()
+
+
+def test_audit_lists_a_clip_of_another_label(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A clip that its member surely takes for another label is first in the table."""
+    path = runs / "copy/fold0/oof.npz"
+    arrays = load_arrays(path)
+    other = (arrays["target"][5] + 1) % len(arrays["classes"])
+    arrays["logits"][5] = 50 * np.eye(len(arrays["classes"]))[other]
+    save_arrays(path, **arrays)
+    assert audit(["--run", str(runs / "copy"), "--output", str(tmp_path / "suspects.csv")]) == 0
+    with open(tmp_path / "suspects.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["file"] == arrays["clip_id"][5].decode()
+    assert rows[0]["suspected"] == arrays["classes"][other]
+    assert f"{len(rows)} of " in capsys.readouterr().out
+
+
+def test_student_learns_what_the_teacher_said(runs: Path, capsys: pytest.CaptureFixture) -> None:
+    """A teacher that calls every word by the next one's name teaches just that, where it is the whole target."""
+    cache = Cache(find_cache("data/cache", 32, 32))
+    probs = teacher_probs(str(runs / "copy"), cache)
+    free = cache.clips["split"] == 0
+    assert np.allclose(probs[free].sum(axis=1), 1, atol=1e-5)
+    assert not probs[~free].any()
+    assert (probs[free].argmax(axis=1) == cache.clips["target"][free]).mean() > 0.9
+    for path in (runs / "copy").glob("fold*/oof.npz"):
+        arrays = load_arrays(path)
+        names, row = np.unique(arrays["clip_id"]), 7
+        expected = arrays["logits"][row] / fit_temperature(arrays["logits"], arrays["target"])
+        ours = probs[cache.clips["clip_id"] == names[names == arrays["clip_id"][row]]][0]
+        assert np.allclose(np.log(ours / ours[0]), expected - expected[0], atol=1e-3)
+        arrays["logits"] = np.roll(arrays["logits"], 1, axis=1)
+        arrays["target"] = (arrays["target"] + 1) % len(cache.classes)
+        save_arrays(path, **arrays)
+    flags = ["--runs-dir", str(runs), "--name", "student", "--epochs", "10", "--teacher", str(runs / "copy")]
+    assert train([*TRAIN, *flags, "--teacher-share", "1"]) == 0
+    arrays = load_arrays(runs / "student/fold0/oof.npz")
+    metrics = [json.loads(line) for line in (runs / "student/fold0/metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["val_accuracy"] < 0.2
+    assert metrics[-1]["train_accuracy"] < 0.2
+    (runs / "copy/fold1/oof.npz").unlink()
+    assert train([*TRAIN, *flags, "--name", "orphan"]) == 2
+    assert "fold1" in capsys.readouterr().err
+
+
+def test_teacher_of_another_split_is_refused(runs: Path) -> None:
+    """Out-of-fold probabilities of another split are not taken."""
+    cache = Cache(find_cache("data/cache", 32, 32))
+    path = runs / "copy/fold0/oof.npz"
+    save_arrays(path, **{**load_arrays(path), "split_digest": np.array("0" * 64)})
+    with pytest.raises(InputError, match="another split"):
+        teacher_probs(str(runs / "copy"), cache)
