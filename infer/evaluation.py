@@ -63,6 +63,10 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
 def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[str, Any]]:
     """Fit the temperature of an ensemble's mean on clips that no member was trained on, and keep it.
 
+    Of what training held back there is little, and a few hard clips among it would make the ensemble look less sure
+    than it may be. But single members are calibrated, on all that they were not trained on: so the temperature that
+    they would seem to need here is just that luck, and the mean's is divided by it.
+
     Returns
     -------
     the ensemble, and what its file holds: temperature, clips, members, tta, and accuracy, mean confidence and expected
@@ -73,7 +77,11 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
     judged = judge_labelled(members, recordings, options, world.device)
     ensemble = Ensemble(members, options.tta)
     mean = soft_vote(judged.probs)
-    ensemble.temperature = fit_temperature(np.log(np.maximum(mean, 1e-30)), judged.targets)
+    ensemble.temperature = _temperature_of(mean, judged.targets)
+    if not options.input:
+        singles = judged.probs[:, 0]  # (members, n, classes)
+        targets = np.tile(judged.targets, len(singles))
+        ensemble.temperature /= _temperature_of(singles.reshape(len(targets), -1), targets)
     content = {
         "temperature": ensemble.temperature,
         "clips": len(judged.targets),
@@ -85,6 +93,10 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
     if world.speaks:
         write_sealed(ensemble.path, content, indent=1)
     return ensemble, content
+
+
+def _temperature_of(probs: np.ndarray, targets: np.ndarray) -> float:
+    return fit_temperature(np.log(np.maximum(probs, 1e-30)), targets)
 
 
 def _certainty(probs: np.ndarray, targets: np.ndarray) -> dict[str, float]:

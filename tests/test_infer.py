@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -146,14 +147,21 @@ def test_bad_files_cost_one_row_each(trained: Path, tmp_path: Path) -> None:
     assert "No such file" in rows[2]["error"]
 
 
-def test_killed_prediction_goes_on_with_resume(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("block", "times", "tables"), [(512, 60, ()), (8, 12, ("--windows", "--probabilities"))])
+def test_killed_prediction_goes_on_with_resume(
+    trained: Path, tmp_path: Path, block: int, times: int, tables: tuple[str, ...]
+) -> None:
     """A prediction killed half-way leaves no table; --resume keeps the finished blocks and gives the same bytes."""
-    listed = [str(path) for path in sorted((trained / "data/audio").glob("*/*.wav"))] * 60
+    listed = [str(path) for path in sorted((trained / "data/audio").glob("*/*.wav"))] * times
     names = tmp_path / "list.txt"
     names.write_text("\n".join(listed) + "\n")
     flags = ("--run", trained / "runs/run0", "--run", trained / "runs/run1", "--input", names)
     out, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
-    process = start("infer.predict", *flags, "--output", out)
+
+    def outputs(path: Path) -> list[object]:
+        return ["--output", path, *(part for table in tables for part in (table, f"{path}{table}"))]
+
+    process = start("infer.predict", *flags, *outputs(out))
     parts = tmp_path / ".out.csv.parts"
     deadline = time.monotonic() + 60
     while not list(parts.glob("*.npz")) and time.monotonic() < deadline:
@@ -162,18 +170,38 @@ def test_killed_prediction_goes_on_with_resume(trained: Path, tmp_path: Path) ->
     process.wait()
     finished = {path.name: path.stat().st_ino for path in parts.glob("*.npz")}
     assert finished
-    assert len(finished) < -(-len(listed) // 512)
+    assert len(finished) < -(-len(listed) // block)
     assert not out.exists()
     kept = {}
-    process = start("infer.predict", *flags, "--output", out, "--resume")
+    process = start("infer.predict", *flags, *outputs(out), "--resume")
     while process.poll() is None:
         kept.update({path.name: path.stat().st_ino for path in parts.glob("*.npz") if path.name in finished})
         time.sleep(0.02)
     assert process.returncode == 0
     assert kept == finished
-    assert start("infer.predict", *flags, "--output", whole).wait() == 0
-    assert out.read_bytes() == whole.read_bytes()
+    assert start("infer.predict", *flags, *outputs(whole)).wait() == 0
+    for table in ("", *tables):
+        assert Path(f"{out}{table}").read_bytes() == Path(f"{whole}{table}").read_bytes()
     assert not parts.exists()
+
+
+@pytest.mark.long
+def test_100_000_files_in_constant_memory(trained: Path, tmp_path: Path) -> None:
+    """Judging 100,000 files takes no more memory than 5,000 but for their names and what the table's rows take."""
+    paths = [str(path) for path in sorted((trained / "data/audio").glob("*/*.wav"))]
+    peak = {}
+    for count in (5_000, 100_000):
+        names = tmp_path / f"{count}.txt"
+        names.write_text("\n".join(paths[n % len(paths)] for n in range(count)) + "\n")
+        out = tmp_path / f"{count}.csv"
+        process = start("infer.predict", "--run", trained / "runs/run0", "--tta", 1, "--input", names, "--output", out)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0, process.stdout.read()
+        peak[count] = usage.ru_maxrss / 1024
+        with open(out, encoding="utf-8") as file:
+            assert sum(1 for _ in file) == count + 1
+    print(f"peak memory: {peak} MB")
+    assert peak[100_000] - peak[5_000] < 60
 
 
 def test_evaluate_out_of_fold_judges_every_clip_once(trained: Path) -> None:
