@@ -80,6 +80,19 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return json.loads(b"{" + data[seal.end() :])
 
 
+def in_folder(path: str | Path) -> Path:
+    """The path, if there is a folder to write it to.
+
+    Raises
+    ------
+    InputError : there is none; known before the work whose result it is to hold
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent} to write it to")
+    return path
+
+
 @contextlib.contextmanager
 def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; the kernel drops it when the process dies.

@@ -1,12 +1,11 @@
 """Suspected label errors, by confident learning (Northcutt, Jiang & Chuang 2021)."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from cache.files import atomic_path
+from cache.files import atomic_path, in_folder
 from infer.evaluation import held_out
 from infer.inputs import find_member_cache
 from infer.members import load_members
@@ -40,6 +39,7 @@ def suspects(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def audit(options: AuditOptions) -> int:
     """Write the table of suspected clips and say how many there are; returns the exit status."""
+    output = in_folder(options.output)
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     cache = find_member_cache(members, options.cache_dir)
     said: dict[str, list[np.ndarray]] = {}
@@ -54,7 +54,7 @@ def audit(options: AuditOptions) -> int:
     found, likely = suspects(probs, targets)
     classes = members[0].classes
     with (
-        atomic_path(Path(options.output)) as path,
+        atomic_path(output) as path,
         open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         table = csv.writer(file, lineterminator="\n")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache.cli import EXIT_OK, InputError, require
-from cache.files import atomic_path
+from cache.files import atomic_path, in_folder
 from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
@@ -50,9 +50,7 @@ def export(options: ExportOptions) -> int:
     write, load, name = _FORMATS[options.format]
     for module in ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ():
         require(module, "export")
-    output = Path(options.output or name)
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {output.parent}")
+    output = in_folder(options.output or name)
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     ensemble = Ensemble(members, options.tta)
     module = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()

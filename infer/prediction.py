@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
-from cache.files import atomic_path, exclusive_lock, write_atomic
+from cache.files import atomic_path, exclusive_lock, in_folder, write_atomic
 from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.inputs import Recordings, cached_test_split, list_recordings
@@ -40,10 +39,7 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
     ensemble = Ensemble(members, options.tta, options.ensemble)
     if not ensemble.calibrated and world.speaks:
         print("confidence: too modest until you run infer.calibrate with the same --run, --folds and --tta", flush=True)
-    output = Path(options.output)
-    for path in filter(None, (output, options.probabilities, options.windows)):
-        if not Path(path).parent.is_dir():
-            raise InputError(f"{path}: there is no folder {Path(path).parent} to write it to")
+    output, *_ = [in_folder(path) for path in (options.output, options.probabilities, options.windows) if path]
     parts = output.with_name(f".{output.name}.parts")
     busy = f"{output}: another prediction writes here; wait for it, or choose another --output"
     with contextlib.ExitStack() as stack:

@@ -68,7 +68,12 @@ class Trainer:
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)
         model = create_model(
-            options.model, len(cache.classes), size, weights=options.weights, pretrained=options.pretrained
+            options.model,
+            len(cache.classes),
+            size,
+            weights=options.weights,
+            pretrained=options.pretrained,
+            drop_path=options.drop_path,
         )
         fits_input(model, options.model, size)
         if device.type == "cuda":

@@ -17,6 +17,7 @@ def create_model(
     *,
     weights: str | None = None,
     pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> torch.nn.Module:
     """Build a timm model that takes (batch, 1, n_mels, n_frames).
 
@@ -28,10 +29,11 @@ def create_model(
     weights : a local file of pretrained weights for this model (.pth, .pt or .safetensors; read with weights_only);
         the classifier is replaced and the first convolution summed to one channel
     pretrained : the same with timm's own weights, downloaded
+    drop_path : rate of stochastic depth (Huang et al. 2016), for models that have it
 
     Raises
     ------
-    InputError : unknown model, weights that do not fit, or no network
+    InputError : unknown model, one without stochastic depth, weights that do not fit, or no network
     """
     import timm
 
@@ -47,12 +49,16 @@ def create_model(
     settings: dict = {"in_chans": 1, "num_classes": classes}
     if known is not None and known.fixed_input_size:
         settings["img_size"] = size
+    if drop_path:
+        settings["drop_path_rate"] = drop_path
     if weights:
         return _create_with_weights(name, settings, weights)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it reports each of its retries
     try:
         return timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:
+        if "drop_path_rate" in str(error):
+            raise InputError(f"--drop-path {drop_path:g}: {name} has no stochastic depth; use 0") from error
         if not pretrained and "img_size" not in settings:
             raise
         if not pretrained:

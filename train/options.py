@@ -40,6 +40,7 @@ class TrainOptions:
     time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)")
     ema: float = flag(0.999, "decay of the weights' moving average, which is validated and saved (0: off)")
     hold_back: float = flag(0.02, "share of the clips, whole speakers, kept from all folds for infer.calibrate")
+    drop_path: float = flag(0.0, "rate of stochastic depth, for models that have it")
     weights: str | None = flag(None, "start from a local weights file", metavar="FILE")
     pretrained: bool = flag(False, "start from timm's pretrained weights (downloads)")
     amp: str = flag("auto", "mixed precision", choices=("auto", "bf16", "fp16", "off"))
@@ -61,6 +62,7 @@ class TrainOptions:
             "label_smoothing": (0, 0.99),
             "ohem": (0.01, 1),
             "balance": (0, 2),
+            "drop_path": (0, 0.9),
             "teacher_share": (0, 1),
             "hold_back": (0, 0.5),
             "mixup": (0, 100),

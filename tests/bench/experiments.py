@@ -10,15 +10,19 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from cache.cli import InputError, flag, parse_flags, run_main
 from train.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
+RARE, FEW = ("dog", "bed", "three"), 12
+BASELINES = {"small": "baseline", "rare": "rare-balance-0"}
 PAIRS = (("bed", "bird"), ("go", "no"), ("three", "two"))
 
 
@@ -58,10 +62,14 @@ _SMALL = (
     Experiment("lr-0.002", "--lr 0.002"),
     Experiment("lr-0.008", "--lr 0.008"),
     Experiment("binary-loss", "--loss binary"),
+    Experiment("drop-path-0.1", "--drop-path 0.1"),
     Experiment("hold-back-0", "--hold-back 0"),
     Experiment("n-fft-1024", build="--n-fft 1024"),
     Experiment("width-64", "--width 64", build="--width 64"),
     Experiment("mels-64", "--n-mels 64 --width 32", build="--n-mels 64 --width 32"),
+)
+_RARE = tuple(
+    Experiment(f"rare-balance-{power}", f"--balance {power}" if power else "", group="rare") for power in (0, 0.5, 1)
 )
 _FRONTIER = tuple(
     Experiment(f"{model}-{size}", f"--model {model} --n-mels {size}", f"--n-mels {size}", "frontier", 1)
@@ -95,10 +103,15 @@ _LADDER = tuple(
         *("resnet50d-64x32", "res2next50-64x32", "res2next50-128", "res2next50-224-smooth-ohem"),
     )
 )
-EXPERIMENTS = (*_SMALL, *_FRONTIER, *_LADDER)
+EXPERIMENTS = (*_SMALL, *_RARE, *_FRONTIER, *_LADDER)
 GROUPS = {  # title, and flags that all rows share, for the build and for training
     "small": (
         "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
+        "--n-mels 32 --folds 2",
+        "--recipe smoke",
+    ),
+    "rare": (
+        "Rare words: dog, bed and three with 12 training clips each, the other words with ten times as many",
         "--n-mels 32 --folds 2",
         "--recipe smoke",
     ),
@@ -149,10 +162,10 @@ def run(options: Options) -> int:
             path.write_text(json.dumps(results, indent=1) + "\n")
             accuracy = future.result()["accuracy"]
             print(f"{experiment.name} seed {seed}: {accuracy:.4f}", flush=True)
-    for experiment in dict.fromkeys(experiment for experiment, _ in todo if experiment.group == "small"):
-        seeds = [seed for seed in range(experiment.seeds) if f"{experiment.name}/{seed}" in results]
-        if experiment.name != "baseline" and all(f"baseline/{seed}" in results for seed in seeds):
-            difference = paired_difference(Path(options.work) / "runs", experiment.name, "baseline", seeds)
+    for experiment in dict.fromkeys(experiment for experiment, _ in todo if experiment.group in BASELINES):
+        seeds, baseline = range(min(experiment.seeds, options.seeds)), BASELINES[experiment.group]
+        if experiment.name != baseline and all(f"{baseline}/{seed}" in results for seed in seeds):
+            difference = paired_difference(Path(options.work) / "runs", experiment.name, baseline, seeds)
             results[f"{experiment.name}/difference"] = difference
     path.write_text(json.dumps(results, indent=1) + "\n")
     Path(options.page).write_text(_page(results))
@@ -164,10 +177,30 @@ def _command(module: str, *flags: str) -> list[str]:
 
 
 def _build(options: Options, experiment: Experiment) -> str:
-    folders = f"--audio-dir {shlex.quote(options.audio_dir)} --cache-dir {shlex.quote(options.work)}/cache"
+    """Build the cache of an experiment; returns its folder."""
+    audio, caches = Path(options.audio_dir), Path(options.work) / "cache"
+    if experiment.group == "rare":
+        audio, caches = Path(options.work) / "rare", Path(options.work) / "cache-rare"
+        if not audio.exists():
+            shutil.copytree(options.audio_dir, audio)
+            _build(options, experiment)  # to know the folds, which speakers keep
+            _thin(audio, caches)
+    folders = f"--audio-dir {shlex.quote(str(audio))} --cache-dir {shlex.quote(str(caches))}"
     command = _command("pipeline.build_cache", folders, GROUPS[experiment.group][1], experiment.build)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return next(line for line in done.stdout.splitlines() if "/cache/" in line).split()[0]
+    return next(line for line in done.stdout.splitlines() if line.startswith(str(caches))).split()[0]
+
+
+def _thin(audio: Path, caches: Path) -> None:
+    """Remove training clips of the words in `RARE` until `FEW` of each are left; fold 0 is validated in full."""
+    from cache.index import Cache
+
+    (folder,) = (ROOT / caches).glob("*/")
+    cache = Cache(folder)
+    for word in RARE:
+        mine = (cache.clips["target"] == cache.classes.index(word)) & (cache.clips["fold"] > 0)
+        for name in cache.clips["clip_id"][mine][FEW:].tolist():
+            (ROOT / audio / name.decode()).unlink()
 
 
 def _train(options: Options, experiment: Experiment, seed: int, cache: str) -> dict:
@@ -205,7 +238,8 @@ def _details(fold: Path) -> dict:
             confused[f"{first}/{second}"] = int(
                 (((target == a) & (judged == b)) | ((target == b) & (judged == a))).sum()
             )
-    return {"confused": confused}
+    rare = [(judged[target == classes.index(word)] == classes.index(word)).mean() for word in RARE if word in classes]
+    return {"confused": confused, "rare_recall": float(np.mean(rare)) if rare else None}
 
 
 def _page(results: dict) -> str:
@@ -218,8 +252,10 @@ def _page(results: dict) -> str:
     ]
     for group, (title, build, train) in GROUPS.items():
         lines += ["", f"## {title} (`--group {group}`)", "", f"build_cache `{build}`, train.run `{train}`", ""]
-        lines += ["| name | flags | accuracy | difference, points | pairs confused | seeds | device | minutes a run |"]
-        lines += ["| --- " * 8 + "|"]
+        titles = (
+            "name|flags|accuracy|difference, points|recall of dog, bed, three|pairs confused|seeds|device|minutes a run"
+        )
+        lines += [f"| {titles.replace('|', ' | ')} |", "| --- " * (titles.count("|") + 1) + "|"]
         for experiment in (e for e in EXPERIMENTS if e.group == group):
             lines.append("| " + " | ".join(_row(experiment, results)) + " |")
     return "\n".join(lines) + "\n"
@@ -231,7 +267,7 @@ def _row(experiment: Experiment, results: dict) -> list[str]:
     flags += [f"train.run `{experiment.train}`"] if experiment.train else []
     row = [experiment.name, ", ".join(flags)]
     if not found:
-        return [*row, "not run", "", "", "", "", ""]
+        return [*row, "not run", *[""] * 6]
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
@@ -242,6 +278,7 @@ def _row(experiment: Experiment, results: dict) -> list[str]:
         *row,
         f"{mean([entry['accuracy'] for entry in found]):.4f}",
         "{:+.1f} ({:+.1f} to {:+.1f})".format(*difference) if difference else "",
+        f"{mean([entry['rare_recall'] for entry in found]):.3f}" if found[0]["rare_recall"] is not None else "",
         ", ".join(pairs),
         str(len(found)),
         ", ".join(sorted({entry["device"] for entry in found})),
@@ -249,7 +286,7 @@ def _row(experiment: Experiment, results: dict) -> list[str]:
     ]
 
 
-def paired_difference(runs: Path, name: str, baseline: str, seeds: list[int]) -> tuple[float, float, float]:
+def paired_difference(runs: Path, name: str, baseline: str, seeds: Iterable[int]) -> tuple[float, float, float]:
     """Mean difference of accuracy in points over seeds, with the 95% interval of a bootstrap over speakers."""
     import numpy as np
 
