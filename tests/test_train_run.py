@@ -257,3 +257,21 @@ def test_patience(flags: tuple[str, ...], tmp_path: Path) -> None:
         assert len(lines) < 40
         assert len(lines) - 1 - ranked.index(max(ranked)) == patience
         assert "is finished" in run(*flags, *more, "--patience", patience, log=tmp_path / "log")[1]
+
+
+@pytest.mark.long
+def test_whole_runs_are_statistically_equal(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """Over ten seeds, runs with two ranks end with losses that a t-test does not tell from those with one."""
+    from scipy.stats import ttest_ind
+
+    losses: dict[int, list[float]] = {1: [], 2: []}
+    for seed in range(10):
+        for count, found in losses.items():
+            name, log = f"ranks{count}-seed{seed}", tmp_path / f"{count}-{seed}.log"
+            ranks = Ranks(*flags, "--name", name, "--seed", seed, "--epochs", 8, "--ema", 0.9, count=count, log=log)
+            assert ranks.wait() == [0] * count, ranks.output
+            found.append(metrics(tmp_path / "runs" / name / "fold0")[-1]["val_loss"])
+    test = ttest_ind(losses[1], losses[2], equal_var=False)
+    print(f"validation losses with 1 rank {losses[1]}, with 2 {losses[2]}: p = {test.pvalue:.3f}")
+    assert test.pvalue > 0.001
+    assert abs(np.mean(losses[1]) - np.mean(losses[2])) < np.std(losses[1])
