@@ -1,0 +1,85 @@
+"""What the clips have in common that an ensemble's folds get wrong: cut off, silent, noisy, or probably mislabelled.
+
+python -m tests.bench.errors --run runs/NAME --output errors.csv
+"""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from cache.cli import flag, parse_flags, run_main
+from infer.options import EnsembleOptions
+
+FRAME_SECONDS = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(EnsembleOptions):
+    """Flags of ``python -m tests.bench.errors``."""
+
+    output: str = flag("errors.csv", "every wrongly judged clip, with what is the matter with it")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the flags and describe the errors."""
+    flags = parse_flags(Options, argv, prog="python -m tests.bench.errors", description=__doc__.split("\n")[0])
+    return run_main(lambda: run(Options(**flags)))
+
+
+def run(options: Options) -> int:
+    """Write the table of errors and print how common each blemish is among errors and among all clips."""
+    import torch
+
+    from infer.auditing import suspects
+    from infer.evaluation import held_out
+    from infer.inputs import find_member_cache
+    from infer.members import load_members
+
+    members = load_members(options.run_folders, options.folds, torch.device("cpu"))
+    cache = find_member_cache(members, options.cache_dir)
+    judged = [held_out(member, cache) for member in members]
+    names, paths = ([item for clips in judged for item in getattr(clips, key)] for key in ("names", "paths"))
+    probs = np.concatenate([clips.probs[0, 0] for clips in judged])
+    targets = np.concatenate([clips.targets for clips in judged])
+    wrong, classes = probs.argmax(axis=1) != targets, members[0].classes
+    found = np.zeros(len(names), bool)
+    found[suspects(probs, targets)[0]] = True
+    blemishes = [{**blemishes_of(path), "label suspected": bool(found[n])} for n, path in enumerate(paths)]
+    with open(options.output, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["file", "label", "judged", "confidence", *blemishes[0]])
+        for n in np.flatnonzero(wrong).tolist():
+            best = int(probs[n].argmax())
+            marks = ["yes" if there else "" for there in blemishes[n].values()]
+            table.writerow([names[n], classes[targets[n]], classes[best], f"{probs[n, best]:.4f}", *marks])
+    print(f"{Path(options.output)}: {wrong.sum():,} errors of {len(names):,} clips")
+    print("| | of the errors | of the clips judged rightly |\n| --- | --- | --- |")
+    for key in blemishes[0]:
+        there = np.array([entry[key] for entry in blemishes])
+        print(f"| {key} | {there[wrong].mean():.1%} | {there[~wrong].mean():.1%} |")
+    marked = np.array([any(entry.values()) for entry in blemishes])
+    print(f"| any of these | {marked[wrong].mean():.1%} | {marked[~wrong].mean():.1%} |")
+    return 0
+
+
+def blemishes_of(path: str) -> dict[str, bool]:
+    """What can be measured of a recording: speech at its edge, next to nothing in it, hardly louder than its noise."""
+    import soundfile
+
+    samples, rate = soundfile.read(path)
+    frame = round(FRAME_SECONDS * rate)
+    frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
+    level_db = 10 * np.log10(np.mean(frames**2, axis=1) + 1e-12)
+    loudest = level_db.max()
+    edges = max(level_db[:2].max(), level_db[-2:].max())
+    return {
+        "speech cut off at an edge (within 12 dB of the loudest)": bool(edges > loudest - 12),
+        "silent (below -50 dB)": bool(loudest < -50),
+        "noisy (15 dB above its quietest tenth or less)": bool(loudest - np.percentile(level_db, 10) < 15),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
