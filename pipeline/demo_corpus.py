@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError, flag, parse_flags, run_main
-from pipeline.download import new_folder
+from pipeline.archive import new_folder
 from pipeline.speech import ACCENTS, WORDS, Voice, background_noises, speak_clips, voice_variants, write_wav
 
 _TEST_SHARE = 0.2  # of the voice variants

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cache.cli import InputError
-from pipeline import download
+from pipeline import archive, download
 
 ROOT = Path(__file__).parents[1]
 NAME = "speech-commands-v0.01"
@@ -111,7 +111,7 @@ def serve():
 
 
 def fetch(server: Server, out: Path) -> tuple[int, int]:
-    return download.download_corpus(server.url, hashlib.sha256(server.archive).hexdigest(), out, pause_seconds=0.01)
+    return archive.download_corpus(server.url, hashlib.sha256(server.archive).hexdigest(), out, pause_seconds=0.01)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -180,7 +180,7 @@ def test_archive_changes_during_download(serve, tmp_path):
     server, fresh = serve(), make_archive(member("more.wav", size=10))
     server.breaks, server.replacement = [100_000], fresh
     digest = hashlib.sha256(fresh).hexdigest()
-    assert download.download_corpus(server.url, digest, tmp_path / "audio", pause_seconds=0.01)[0] == 13
+    assert archive.download_corpus(server.url, digest, tmp_path / "audio", pause_seconds=0.01)[0] == 13
     assert server.ranges == [None, "bytes=100000-"]
 
 
@@ -196,7 +196,7 @@ def test_wrong_checksum(serve, tmp_path):
     """An archive with another checksum is removed, not unpacked."""
     server = serve()
     with pytest.raises(InputError, match=r"SHA-256 is [0-9a-f]{64}, expected 0{64}"):
-        download.download_corpus(server.url, "0" * 64, tmp_path / "audio", pause_seconds=0.01)
+        archive.download_corpus(server.url, "0" * 64, tmp_path / "audio", pause_seconds=0.01)
     assert tree(tmp_path) == {}
 
 
@@ -219,7 +219,7 @@ def test_wrong_checksum(serve, tmp_path):
 )
 def test_unsafe_member_refuses_the_archive(serve, tmp_path, monkeypatch, extra):
     """Path escapes, links, devices, duplicates and oversize refuse the whole archive; nothing is written outside."""
-    monkeypatch.setattr(download, "_MAX_FILE_BYTES", 30_000 if extra[0].name == "large.wav" else 1 << 28)
+    monkeypatch.setattr(archive, "_MAX_FILE_BYTES", 30_000 if extra[0].name == "large.wav" else 1 << 28)
     server = serve(make_archive(*extra))
     with pytest.raises(InputError, match="unsafe archive") as error:
         fetch(server, tmp_path / "in" / "data" / "audio")
@@ -252,9 +252,9 @@ def test_existing_output_is_kept(serve, tmp_path):
 
 def test_second_process_is_kept_out(tmp_path):
     """While a folder is being made, a second maker gets one clear error and disturbs nothing."""
-    with download.new_folder(tmp_path / "audio") as folder:
+    with archive.new_folder(tmp_path / "audio") as folder:
         (folder / "yes.wav").write_bytes(b"whole")
-        with pytest.raises(InputError, match="another process"), download.new_folder(tmp_path / "audio"):
+        with pytest.raises(InputError, match="another process"), archive.new_folder(tmp_path / "audio"):
             pass
     assert tree(tmp_path) == {"audio/yes.wav": b"whole"}
 
@@ -296,7 +296,7 @@ def test_no_network(tmp_path):
     """An unreachable server is one error that names the host and the remedy, after a few tries."""
     url = f"http://nowhere.invalid/{FILE}"
     with pytest.raises(InputError, match=r"nowhere\.invalid: cannot be reached \(.+check the network"):
-        download.download_corpus(url, "0" * 64, tmp_path / "audio", pause_seconds=0.01)
+        archive.download_corpus(url, "0" * 64, tmp_path / "audio", pause_seconds=0.01)
 
 
 @pytest.mark.parametrize(
