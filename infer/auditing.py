@@ -43,14 +43,15 @@ def audit(options: AuditOptions) -> int:
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     cache = find_member_cache(members, options.cache_dir)
     said: dict[str, list[np.ndarray]] = {}
+    target_of: dict[str, int] = {}
     for member in members:
         judged = held_out(member, cache)
+        target_of.update(zip(judged.names, judged.targets.tolist(), strict=True))
         for name, probs in zip(judged.names, judged.probs[0, 0], strict=True):
             said.setdefault(name, []).append(probs)
     names = sorted(said)
     probs = np.stack([np.mean(said[name], axis=0) for name in names])
-    label_of = dict(zip(cache.clips["clip_id"].tolist(), cache.clips["target"].tolist(), strict=True))
-    targets = np.array([label_of[name.encode()] for name in names])
+    targets = np.array([target_of[name] for name in names])
     found, likely = suspects(probs, targets)
     classes = members[0].classes
     with (

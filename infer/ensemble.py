@@ -2,7 +2,7 @@
 
 Each member is calibrated on what it said out of fold, but the mean of calibrated probabilities is too modest, the more
 so the more the members differ (Rahaman & Thiery 2021). So the mean has a temperature of its own, fitted by
-infer.calibrate on clips that no member was trained on, and kept beside the first run's folds.
+infer.calibrate on clips that no member was trained on, and kept in the folder of one of the runs.
 """
 
 import hashlib
@@ -68,8 +68,9 @@ class Ensemble:
         self.vote = ENSEMBLES[ensemble]
         digests = [*sorted(member.digest for member in members), str(tta)]
         name = f"ensemble-{hashlib.sha256(' '.join(digests).encode()).hexdigest()[:16]}.json"
-        self.path = Path(min(member.run for member in members)) / name
-        self.temperature, self.calibrated = 1.0, ensemble == "hard" or (len(members), tta) == (1, 1)
+        self.path = Path(min(members, key=lambda member: member.digest).run) / name
+        alone = (len(members), tta) == (1, 1) and members[0].calibrated
+        self.temperature, self.calibrated = 1.0, ensemble == "hard" or alone
         if ensemble == "soft" and self.path.exists():
             try:
                 self.temperature, self.calibrated = float(read_sealed(self.path)["temperature"]), True
@@ -85,5 +86,6 @@ def tempered(probs: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities [shape=(n, classes)] as if their logits had been divided by the temperature."""
     if temperature == 1:
         return probs
-    powers = probs ** (1 / temperature)
-    return powers / np.maximum(powers.sum(axis=1, keepdims=True), np.finfo(powers.dtype).tiny)
+    highest = np.maximum(probs.max(axis=1, keepdims=True), np.finfo(probs.dtype).tiny)  # of an unread file it is zero
+    powers = (probs / highest) ** (1 / temperature)
+    return powers / np.maximum(powers.sum(axis=1, keepdims=True), 1)

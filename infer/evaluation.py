@@ -30,6 +30,8 @@ from train.calibration import fit_temperature
 from train.checkpoint import load_arrays
 from train.world import World
 
+_FEWEST_ERRORS = 3  # that a temperature is fitted on
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgedClips:
@@ -64,27 +66,38 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
     """Fit the temperature of an ensemble's mean on clips that no member was trained on, and keep it.
 
     Of what training held back there is little, and a few hard clips among it would make the ensemble look less sure
-    than it may be. But single members are calibrated, on all that they were not trained on: so the temperature that
-    they would seem to need here is just that luck, and the mean's is divided by it.
+    than it may be. But single members are calibrated already, on many more clips: so the temperature that they would
+    seem to need here is just that luck, and the mean's is divided by it.
 
     Returns
     -------
     the ensemble, and what its file holds: temperature, clips, members, tta, and accuracy, mean confidence and expected
         calibration error before and after, on those same clips
+
+    Raises
+    ------
+    InputError : no such clips, or so few of them judged wrongly that a temperature would be chance
     """
     members = load_members(options.run_folders, options.folds, world.device)
     recordings = list_recordings(options.input) if options.input else cached_held_back(members, options.cache_dir)
     judged = judge_labelled(members, recordings, options, world.device)
     ensemble = Ensemble(members, options.tta)
     mean = soft_vote(judged.probs)
+    wrong = int((mean.argmax(axis=1) != judged.targets).sum())
+    if wrong < _FEWEST_ERRORS:
+        raise InputError(
+            f"{wrong} of {len(mean)} clips are judged wrongly; a temperature needs {_FEWEST_ERRORS} errors or more: "
+            "use --input FOLDER with more recordings, or train with a larger --hold-back"
+        )
     ensemble.temperature = _temperature_of(mean, judged.targets)
-    if not options.input:
+    if not options.input and all(member.calibrated for member in members):
         singles = judged.probs[:, 0]  # (members, n, classes)
         targets = np.tile(judged.targets, len(singles))
         ensemble.temperature /= _temperature_of(singles.reshape(len(targets), -1), targets)
     content = {
         "temperature": ensemble.temperature,
         "clips": len(judged.targets),
+        "unreadable": judged.unreadable,
         "members": [member.name for member in members],
         "tta": options.tta,
         "before": _certainty(mean, judged.targets),
@@ -121,7 +134,7 @@ def held_out(member: Member, cache: Cache) -> JudgedClips:
     """
     path = Path(member.run) / f"fold{member.fold}" / "oof.npz"
     if member.fold == "none":
-        raise InputError(f"{member.path}: fold none holds nothing out; use --split test or --input")
+        raise InputError(f"{member.path}: fold none holds nothing out; choose other --folds, or labelled recordings")
     arrays, digest = load_arrays(path), cache.index["split"]["digest"]
     if str(arrays["split_digest"]) != digest or member.split_digest != digest:
         raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")

@@ -102,15 +102,17 @@ def cached_held_back(members: list[Member], cache_dir: str) -> Recordings:
 
     Raises
     ------
-    InputError : there are none
+    InputError : there are none, or the members' splits differ
     """
     cache = find_member_cache(members, cache_dir)
+    if any(member.split_digest != members[0].split_digest for member in members):
+        raise InputError("the runs were trained on different splits and hold back different clips; use --input FOLDER")
     share = min(member.hold_back for member in members)
     names = [name.decode() for name in cache.clips["clip_id"][held_back(cache, share)].tolist()]
     if not names:
         raise InputError(
-            f"{cache.folder}: training held no clips back (--hold-back {share:g}); "
-            "use --input FOLDER of labelled recordings that no member was trained on"
+            f"{cache.folder}: training held no clips back (--hold-back {share:g}); use --input FOLDER of labelled "
+            "recordings that no member was trained on, or train with a larger --hold-back"
         )
     return Recordings(cached_paths(cache, names), names)
 

@@ -1,13 +1,13 @@
 """The members of an ensemble: trained folds of one run or several."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
+from cache.files import file_checksum
 from train.checkpoint import load_checkpoint
 from train.models import create_model
 
@@ -25,6 +25,8 @@ class Member:
     temperature: float
     """Divides the logits; fitted by training on the member's held-out clips."""
     model: torch.nn.Module
+    calibrated: bool = True
+    """Whether neither the member nor a teacher of it knew the clips that its temperature was fitted on."""
     hold_back: float = 0.0
     """Share of the clips that no fold of the run was trained on."""
     digest: str = ""
@@ -103,8 +105,9 @@ def shared_clip(members: list[Member]) -> FeatureConfig:
 def _load(run: str, fold: str, device: torch.device) -> Member:
     path = Path(run) / f"fold{fold}" / "best.pt"
     saved = load_checkpoint(path)
+    options = saved["options"]
     config = FeatureConfig.from_dict(saved["features"], str(path))
-    model = create_model(saved["options"]["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
+    model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
     model.load_state_dict(saved["model"])
     model = model.to(device, memory_format=torch.channels_last).eval()
     return Member(
@@ -116,6 +119,7 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         split_digest=saved["split_digest"],
         temperature=saved["temperature"],
         model=model,
-        hold_back=saved["options"]["hold_back"],
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        calibrated=fold != "none" and not options.get("teacher"),
+        hold_back=0.0 if fold == "none" else options.get("hold_back", 0.0),
+        digest=file_checksum(path),
     )

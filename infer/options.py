@@ -9,8 +9,8 @@ _TRAIN = {field.name: field.default for field in dataclasses.fields(TrainOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EnsembleOptions:
-    """Which members judge, and how they are combined."""
+class MemberOptions:
+    """Which members are meant."""
 
     run: tuple[str, ...] = flag(
         (), "a run folder; repeat for an ensemble of several", action="append", metavar="FOLDER"
@@ -20,16 +20,9 @@ class EnsembleOptions:
     n_mels: int = flag(_TRAIN["n_mels"], "without --run: mel bands")
     width: int | None = flag(None, "without --run: frames (default: n-mels)", type=int)
     folds: str = flag("all", "all folds of the split, or a list such as 0,2; none: the run on everything")
-    tta: int = flag(4, "test-time views of each clip (1: the clip itself only)")
-    ensemble: str = flag("soft", "mean of probabilities, or majority vote", choices=("soft", "hard"))
-    batch_size: int = flag(64, "clips in a forward pass")
     cache_dir: str = flag("data/cache", "where cache folders are, for the split test")
-    device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:
-        for name in ("tta", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}; expected 1 or more")
         if self.folds not in ("all", "none") and not all(part.isdecimal() for part in self.folds.split(",")):
             raise InputError(f"--folds {self.folds}; expected all, none, or numbers such as 0,2")
 
@@ -40,6 +33,22 @@ class EnsembleOptions:
             return list(dict.fromkeys(folder.rstrip("/") for folder in self.run))
         named = TrainOptions(runs_dir=self.runs_dir, model=self.model, n_mels=self.n_mels, width=self.width)
         return [f"{self.runs_dir}/{named.run_name}"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleOptions(MemberOptions):
+    """How members are combined."""
+
+    tta: int = flag(4, "test-time views of each clip (1: the clip itself only)")
+    ensemble: str = flag("soft", "mean of probabilities, or majority vote", choices=("soft", "hard"))
+    batch_size: int = flag(64, "clips in a forward pass")
+    device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("tta", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}; expected 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +103,7 @@ class CalibrateOptions(EnsembleOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AuditOptions(EnsembleOptions):
+class AuditOptions(MemberOptions):
     """Flags of ``python -m infer.audit``."""
 
     output: str = flag("suspects.csv", "table of file, label, suspected label, and the probabilities of both")

@@ -130,4 +130,7 @@ class WaveformEnsemble(nn.Module):
         ]
         mean = torch.stack(probs).mean(dim=0)
         mean = mean.reshape(len(self.views), -1, mean.shape[1]).mean(dim=0)
-        return mean if self.temperature == 1 else functional.normalize(mean ** (1 / self.temperature), p=1.0, dim=1)
+        if self.temperature == 1:
+            return mean
+        powers = (mean / mean.amax(dim=1, keepdim=True)) ** (1 / self.temperature)
+        return powers / powers.sum(dim=1, keepdim=True)

@@ -67,6 +67,8 @@ def test_tempering_a_mean_restores_calibration() -> None:
     temperature = fit_temperature(np.log(mean), target)
     assert temperature < 0.8
     assert abs(tempered(mean, temperature).max(axis=1).mean() - right) < 0.01
+    cold = tempered(np.float32([[0.2, 0.15, 0.65 / 3], [0, 0, 0]]), 0.01)  # no underflow; an unread file stays zero
+    assert np.allclose(cold, [[0.0003, 0, 0.9997], [0, 0, 0]], atol=1e-3)
 
 
 def test_calibrated_confidence_reaches_predict_evaluate_and_export(
@@ -115,13 +117,19 @@ def test_what_is_held_back_is_heard_by_no_fold(here: Path, tmp_path: Path, capsy
         chosen = select_fold(cache, fold, 0.3)
         assert not mask[chosen.training].any()
         assert len(chosen.validation) == (clips["fold"] == int(fold)).sum()
-    assert mask[select_fold(cache, "none").training].sum() == mask.sum()
+    assert mask[select_fold(cache, "none", 0.3).training].sum() == mask.sum()  # it trains on everything
+    cache.clips = np.copy(clips)
+    cache.clips["target"] = held_back(cache, 0.5)  # a class of nobody else
+    with pytest.raises(InputError, match="leaves fold 0 no clip of"):
+        select_fold(cache, "0", 0.5)
     run = ["--runs-dir", str(tmp_path), "--name", "held", "--fold", "all", "--epochs", "2", "--hold-back", "0.3"]
     assert train([*TRAIN, *run]) == 0
     assert calibrate(["--run", str(tmp_path / "held"), "--device", "cpu", "--tta", "2"]) == 0
     assert f"{mask.sum()} clips" in capsys.readouterr().out
     assert calibrate(["--run", RUN, "--device", "cpu"]) == 2  # two hundredths of so few clips are none
     assert "held no clips back" in capsys.readouterr().err
+    assert calibrate(["--run", RUN, "--device", "cpu", "--input", "data/audio"]) == 2  # they are told apart too well
+    assert "a temperature needs 3 errors or more" in capsys.readouterr().err
 
 
 def test_planted_label_errors_are_suspected() -> None:
@@ -190,4 +198,14 @@ def test_teacher_of_another_split_is_refused(runs: Path) -> None:
     path = runs / "copy/fold0/oof.npz"
     save_arrays(path, **{**load_arrays(path), "split_digest": np.array("0" * 64)})
     with pytest.raises(InputError, match="another split"):
+        teacher_probs(str(runs / "copy"), cache)
+
+
+def test_teacher_that_does_not_know_every_clip_is_refused(runs: Path) -> None:
+    """A split that holds only some clips out, as the official one, has no teacher for the others."""
+    cache = Cache(find_cache("data/cache", 32, 32))
+    path = runs / "copy/fold0/oof.npz"
+    arrays = load_arrays(path)
+    save_arrays(path, **{**arrays, **{name: arrays[name][1:] for name in ("clip_id", "logits", "target")}})
+    with pytest.raises(InputError, match="holds only some clips out"):
         teacher_probs(str(runs / "copy"), cache)

@@ -31,7 +31,7 @@ class Fold:
 def held_back(cache: Cache, share: float) -> np.ndarray:
     """The clips that no fold trains on, so that what all folds say together can be calibrated on them.
 
-    Whole speakers, in the order of a hash, as many as fit the share; so all runs from a corpus hold back the same.
+    Whole speakers, in the order of a hash, until one does not fit the share: all runs from a cache hold back the same.
 
     Parameters
     ----------
@@ -54,21 +54,26 @@ def held_back(cache: Cache, share: float) -> np.ndarray:
 
 
 def select_fold(cache: Cache, fold: str, hold_back: float = 0.0) -> Fold:
-    """Training and validation clips; the split "test" belongs to neither, what is held back not to training.
+    """Training and validation clips; the split "test" belongs to neither, what is held back to no fold's training.
 
     Raises
     ------
-    InputError : the cache has no such fold
+    InputError : the cache has no such fold, or what is held back holds the last training clips of a class
     """
     free = cache.clips["split"] == TRAIN
-    trained = free & ~held_back(cache, hold_back) if hold_back else free
     if fold == "none":
-        return Fold(np.flatnonzero(trained), np.empty(0, np.int64))
+        return Fold(np.flatnonzero(free), np.empty(0, np.int64))
     folds = cache.index["split"]["folds"]
     if int(fold) >= folds:
         raise InputError(f"--fold {fold}: {cache.folder} has folds 0 to {folds - 1}")
     held_out = cache.clips["fold"] == int(fold)
-    return Fold(np.flatnonzero(trained & ~held_out), np.flatnonzero(free & held_out))
+    training = np.flatnonzero(free & ~held_out)
+    if hold_back:
+        heard = training[~held_back(cache, hold_back)[training]]
+        for lost in np.setdiff1d(cache.clips["target"][training], cache.clips["target"][heard]).tolist():
+            raise InputError(f"--hold-back {hold_back:g} leaves fold {fold} no clip of {cache.classes[lost]}; use less")
+        training = heard
+    return Fold(training, np.flatnonzero(free & held_out))
 
 
 def clips_of_step(training: np.ndarray, num_views: int, batch_size: int, seed: int, step: int):

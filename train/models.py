@@ -51,14 +51,23 @@ def create_model(
         settings["img_size"] = size
     if drop_path:
         settings["drop_path_rate"] = drop_path
-    if weights:
-        return _create_with_weights(name, settings, weights)
+    try:
+        if weights:
+            return _create_with_weights(name, settings, weights)
+        return _create(name, settings, size, pretrained)
+    except TypeError as error:
+        if not drop_path:
+            raise
+        raise InputError(f"--drop-path {drop_path:g}: {name} has no stochastic depth; use 0") from error
+
+
+def _create(name: str, settings: dict, size: tuple[int, int], pretrained: bool) -> torch.nn.Module:
+    import timm
+
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it reports each of its retries
     try:
         return timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:
-        if "drop_path_rate" in str(error):
-            raise InputError(f"--drop-path {drop_path:g}: {name} has no stochastic depth; use 0") from error
         if not pretrained and "img_size" not in settings:
             raise
         if not pretrained:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
-from cache.index import Cache
+from cache.index import TRAIN, Cache
 from train.calibration import fit_temperature
 from train.checkpoint import load_arrays
 
@@ -13,8 +13,8 @@ from train.checkpoint import load_arrays
 def teacher_probs(run: str, cache: Cache) -> np.ndarray:
     """Out-of-fold probabilities of a run (Hinton, Vinyals & Dean 2015), each fold's at its own temperature.
 
-    Of a clip's probabilities its own fold's member is the source, which never trained on its speaker. The members
-    together have heard every speaker, so a student's validation is flattered: judge it on the split "test".
+    A clip's probabilities are those of the member of its own fold, which did not train on it. The members together
+    have heard every speaker, so a student's validation is flattered: judge it on the split "test".
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def teacher_probs(run: str, cache: Cache) -> np.ndarray:
 
     Raises
     ------
-    InputError : a fold is missing, or belongs to another split
+    InputError : a fold is missing or belongs to another split, or the split holds only some clips out
     """
     from scipy.special import softmax  # see train/calibration.py
 
@@ -41,4 +41,6 @@ def teacher_probs(run: str, cache: Cache) -> np.ndarray:
         clips = order[np.searchsorted(cache.clips["clip_id"], arrays["clip_id"], sorter=order)]
         logits = arrays["logits"]
         probs[clips] = softmax(logits / fit_temperature(logits, arrays["target"]), axis=1)
+    if not probs[cache.clips["split"] == TRAIN].any(axis=1).all():
+        raise InputError(f"--teacher: the split of {cache.folder} holds only some clips out; it needs --split kfold")
     return probs

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import flag, parse_flags, run_main
+from cache.config import FeatureConfig
 from infer.options import EnsembleOptions
 
 FRAME_SECONDS = 0.02
@@ -46,7 +47,9 @@ def run(options: Options) -> int:
     wrong, classes = probs.argmax(axis=1) != targets, members[0].classes
     found = np.zeros(len(names), bool)
     found[suspects(probs, targets)[0]] = True
-    blemishes = [{**blemishes_of(path), "label suspected": bool(found[n])} for n, path in enumerate(paths)]
+    blemishes = [
+        {**blemishes_of(path, cache.config), "label suspected": bool(found[n])} for n, path in enumerate(paths)
+    ]
     with open(options.output, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "label", "judged", "confidence", *blemishes[0]])
@@ -64,12 +67,12 @@ def run(options: Options) -> int:
     return 0
 
 
-def blemishes_of(path: str) -> dict[str, bool]:
+def blemishes_of(path: str, config: FeatureConfig) -> dict[str, bool]:
     """What can be measured of a recording: speech at its edge, next to nothing in it, hardly louder than its noise."""
-    import soundfile
+    from pipeline.decode import read_clip
 
-    samples, rate = soundfile.read(path)
-    frame = round(FRAME_SECONDS * rate)
+    samples = read_clip(path, config).samples
+    frame = round(FRAME_SECONDS * config.sample_rate)
     frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
     level_db = 10 * np.log10(np.mean(frames**2, axis=1) + 1e-12)
     loudest = level_db.max()

@@ -13,8 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from cache.cli import InputError, flag, parse_flags, run_main
@@ -158,15 +156,18 @@ def run(options: Options) -> int:
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         futures = [pool.submit(_train, options, e, seed, caches[e.group, e.build]) for e, seed in todo]
         for (experiment, seed), future in zip(todo, futures, strict=True):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
             results[f"{experiment.name}/{seed}"] = future.result()
             path.write_text(json.dumps(results, indent=1) + "\n")
             accuracy = future.result()["accuracy"]
             print(f"{experiment.name} seed {seed}: {accuracy:.4f}", flush=True)
-    for experiment in dict.fromkeys(experiment for experiment, _ in todo if experiment.group in BASELINES):
-        seeds, baseline = range(min(experiment.seeds, options.seeds)), BASELINES[experiment.group]
-        if experiment.name != baseline and all(f"{baseline}/{seed}" in results for seed in seeds):
-            difference = paired_difference(Path(options.work) / "runs", experiment.name, baseline, seeds)
-            results[f"{experiment.name}/difference"] = difference
+    for experiment in chosen:
+        baseline = BASELINES.get(experiment.group, experiment.name)
+        if experiment.name != baseline:
+            difference = paired_difference(Path(options.work) / "runs", experiment.name, baseline)
+            if difference:  # else the runs are not here: what is known stays
+                results[f"{experiment.name}/difference"] = difference
     path.write_text(json.dumps(results, indent=1) + "\n")
     Path(options.page).write_text(_page(results))
     return 0
@@ -181,13 +182,20 @@ def _build(options: Options, experiment: Experiment) -> str:
     audio, caches = Path(options.audio_dir), Path(options.work) / "cache"
     if experiment.group == "rare":
         audio, caches = Path(options.work) / "rare", Path(options.work) / "cache-rare"
-        if not audio.exists():
-            shutil.copytree(options.audio_dir, audio)
-            _build(options, experiment)  # to know the folds, which speakers keep
+        if not (Path(options.work) / "rare.done").exists():
+            shutil.copytree(options.audio_dir, audio, dirs_exist_ok=True)
+            _build_cache(audio, caches, experiment)  # to know the folds, which speakers keep
             _thin(audio, caches)
+            (Path(options.work) / "rare.done").touch()
+    return _build_cache(audio, caches, experiment)
+
+
+def _build_cache(audio: Path, caches: Path, experiment: Experiment) -> str:
     folders = f"--audio-dir {shlex.quote(str(audio))} --cache-dir {shlex.quote(str(caches))}"
     command = _command("pipeline.build_cache", folders, GROUPS[experiment.group][1], experiment.build)
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode not in (0, 1):  # 1: some recordings could not be used
+        raise InputError(f"{shlex.join(command)} failed")
     return next(line for line in done.stdout.splitlines() if line.startswith(str(caches))).split()[0]
 
 
@@ -209,7 +217,6 @@ def _train(options: Options, experiment: Experiment, seed: int, cache: str) -> d
     where = f"--cache {shlex.quote(cache)} --runs-dir {shlex.quote(options.work)}/runs --name {name} --seed {seed}"
     command = _command("train.run", GROUPS[experiment.group][2], experiment.train, where)
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})}
-    started = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{shlex.join(command)}: {done.stdout[-500:]}{done.stderr[-2000:]}")
@@ -220,7 +227,7 @@ def _train(options: Options, experiment: Experiment, seed: int, cache: str) -> d
         "accuracy": best["val_accuracy"],
         "clips": best["val_clips"],
         "device": json.loads((fold / "config.json").read_text())["device"],
-        "seconds": round(time.monotonic() - started),
+        "seconds": round(sum(entry["seconds"] for entry in metrics)),
         **_details(fold),
     }
 
@@ -286,8 +293,8 @@ def _row(experiment: Experiment, results: dict) -> list[str]:
     ]
 
 
-def paired_difference(runs: Path, name: str, baseline: str, seeds: Iterable[int]) -> tuple[float, float, float]:
-    """Mean difference of accuracy in points over seeds, with the 95% interval of a bootstrap over speakers."""
+def paired_difference(runs: Path, name: str, baseline: str) -> list[float] | None:
+    """Mean difference of accuracy in points over the seeds that both have, with a bootstrap's 95% interval."""
     import numpy as np
 
     def right(run: str, seed: int) -> tuple[list[bytes], np.ndarray]:
@@ -296,6 +303,11 @@ def paired_difference(runs: Path, name: str, baseline: str, seeds: Iterable[int]
             good = (arrays["logits"].argmax(axis=1) == arrays["target"])[order]
             return arrays["clip_id"][order].tolist(), good.astype(float)
 
+    both = (runs / f"{run}-seed{seed}" / "fold0/oof.npz" for seed in range(9) for run in (name, baseline))
+    there = [path.exists() for path in map(ROOT.joinpath, both)]
+    seeds = [seed for seed in range(9) if all(there[2 * seed : 2 * seed + 2])]
+    if not seeds:
+        return None
     ours, theirs = ([right(run, seed) for seed in seeds] for run in (name, baseline))
     names = ours[0][0]
     if any(other != names for other, _ in (*ours, *theirs)):
@@ -305,7 +317,7 @@ def paired_difference(runs: Path, name: str, baseline: str, seeds: Iterable[int]
     sums, counts = np.bincount(speaker, gain), np.bincount(speaker)
     drawn = np.random.default_rng(0).integers(0, len(sums), (10_000, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return tuple(round(100 * float(value), 2) for value in (gain.mean(), *np.percentile(means, [2.5, 97.5])))
+    return [round(100 * float(value), 2) for value in (gain.mean(), *np.percentile(means, [2.5, 97.5]))]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from html import escape
 from pathlib import Path
 
-from cache.cli import flag, parse_flags, run_main
+from cache.cli import InputError, flag, parse_flags, run_main
 from tests.bench.experiments import EXPERIMENTS
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 60, 50, 30, 150
@@ -41,6 +41,8 @@ def run(options: Options) -> int:
     for name, speed in forward_speeds(names, options.rounds).items():
         results[f"{name}/0"]["clips_per_second"] = round(speed, 1)
     path.write_text(json.dumps(results, indent=1) + "\n")
+    if not names:
+        raise InputError("no accuracies yet: python -m tests.bench.experiments --group frontier")
     points = [(name, results[f"{name}/0"]["clips_per_second"], results[f"{name}/0"]["accuracy"]) for name in names]
     Path(options.picture).write_text(draw(points))
     for name, speed, accuracy in sorted(points, key=lambda point: -point[1]):
