@@ -285,7 +285,7 @@ def _row(experiment: Experiment, results: dict) -> list[str]:
         *row,
         f"{mean([entry['accuracy'] for entry in found]):.4f}",
         "{:+.1f} ({:+.1f} to {:+.1f})".format(*difference) if difference else "",
-        f"{mean([entry['rare_recall'] for entry in found]):.3f}" if found[0]["rare_recall"] is not None else "",
+        f"{mean([entry['rare_recall'] for entry in found]):.3f}" if found[0]["rare_recall"] else "",
         ", ".join(pairs),
         str(len(found)),
         ", ".join(sorted({entry["device"] for entry in found})),
