@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> int:
         options = CalibrateOptions(**flags)
-        from infer.console import calibrate_and_print
+        from infer.calibrating import calibrate_and_print
         from train.world import run_in_world
 
         return run_in_world(options.device, lambda world: calibrate_and_print(options, world))

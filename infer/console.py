@@ -11,8 +11,8 @@ from rich.table import Table
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK
 from cache.files import write_atomic
-from infer.evaluation import calibrate, evaluate
-from infer.options import CalibrateOptions, EvaluateOptions, PredictOptions
+from infer.evaluation import evaluate
+from infer.options import EvaluateOptions, PredictOptions
 from infer.prediction import predict
 from train.world import World
 
@@ -50,22 +50,6 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     if options.json:
         write_atomic(Path(options.json), (json.dumps(figures, indent=1) + "\n").encode())
     return EXIT_OK
-
-
-def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
-    """Calibrate, say what it changed; returns the exit status."""
-    ensemble, kept = calibrate(options, world)
-    if world.speaks:
-        before, after = kept["before"], kept["after"]
-        print(
-            f"{len(kept['members'])} members, {kept['tta']} views, on {kept['clips']:,} clips that none has heard\n"
-            f"accuracy {before['accuracy']:.4f}\n"
-            f"temperature {kept['temperature']:.3f}: mean confidence {before['confidence']:.4f} -> "
-            f"{after['confidence']:.4f}, calibration error {before['ece']:.4f} -> {after['ece']:.4f}\n{ensemble.path}"
-        )
-        if kept["unreadable"]:
-            print(f"{kept['unreadable']} recordings could not be read and are not counted")
-    return EXIT_INCOMPLETE if kept["unreadable"] else EXIT_OK
 
 
 def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:

@@ -10,27 +10,22 @@ import torch
 from scipy.special import softmax
 
 from cache.cli import InputError
-from cache.files import write_sealed
 from cache.index import Cache
 from infer.engine import Judge
 from infer.ensemble import Ensemble, hard_vote, soft_vote
 from infer.inputs import (
     Recordings,
-    cached_held_back,
     cached_paths,
     cached_test_split,
     find_member_cache,
     list_recordings,
 )
 from infer.members import Member, load_members
-from infer.options import CalibrateOptions, EnsembleOptions, EvaluateOptions, LabelledOptions
+from infer.options import EnsembleOptions, EvaluateOptions, LabelledOptions
 from infer.scoring import Accuracy, accuracy_of, confusions, recalls, reliability
 from infer.views import first_views
-from train.calibration import fit_temperature
 from train.checkpoint import load_arrays
 from train.world import World
-
-_FEWEST_ERRORS = 3  # that a temperature is fitted on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,65 +55,6 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
         return out_of_fold_figures(members, [held_out(member, cache) for member in members])
     judged = judge_labelled(members, labelled_recordings(members, options), options, world.device)
     return ensemble_figures(members, judged, options.input or "the split test")
-
-
-def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[str, Any]]:
-    """Fit the temperature of an ensemble's mean on clips that no member was trained on, and keep it.
-
-    Of what training held back there is little, and a few hard clips among it would make the ensemble look less sure
-    than it may be. But single members are calibrated already, on many more clips: so the temperature that they would
-    seem to need here is just that luck, and the mean's is divided by it.
-
-    Returns
-    -------
-    the ensemble, and what its file holds: temperature, clips, members, tta, and accuracy, mean confidence and expected
-        calibration error before and after, on those same clips
-
-    Raises
-    ------
-    InputError : no such clips, or so few of them judged wrongly that a temperature would be chance
-    """
-    members = load_members(options.run_folders, options.folds, world.device)
-    recordings = list_recordings(options.input) if options.input else cached_held_back(members, options.cache_dir)
-    judged = judge_labelled(members, recordings, options, world.device)
-    ensemble = Ensemble(members, options.tta)
-    mean = soft_vote(judged.probs)
-    wrong = int((mean.argmax(axis=1) != judged.targets).sum())
-    if wrong < _FEWEST_ERRORS:
-        raise InputError(
-            f"{wrong} of {len(mean)} clips are judged wrongly; a temperature needs {_FEWEST_ERRORS} errors or more: "
-            "use --input FOLDER with more recordings, or train with a larger --hold-back"
-        )
-    ensemble.temperature = _temperature_of(mean, judged.targets)
-    if not options.input and all(member.calibrated for member in members):
-        singles = judged.probs[:, 0]  # (members, n, classes)
-        targets = np.tile(judged.targets, len(singles))
-        ensemble.temperature /= _temperature_of(singles.reshape(len(targets), -1), targets)
-    content = {
-        "temperature": ensemble.temperature,
-        "clips": len(judged.targets),
-        "unreadable": judged.unreadable,
-        "members": [member.name for member in members],
-        "tta": options.tta,
-        "before": _certainty(mean, judged.targets),
-        "after": _certainty(ensemble(judged.probs), judged.targets),
-    }
-    if world.speaks:
-        write_sealed(ensemble.path, content, indent=1)
-    return ensemble, content
-
-
-def _temperature_of(probs: np.ndarray, targets: np.ndarray) -> float:
-    return fit_temperature(np.log(np.maximum(probs, 1e-30)), targets)
-
-
-def _certainty(probs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == targets
-    return {
-        "accuracy": float(right.mean()),
-        "confidence": float(confidence.mean()),
-        "ece": reliability(confidence, right)[0],
-    }
 
 
 def held_out(member: Member, cache: Cache) -> JudgedClips:
@@ -226,7 +162,7 @@ def ensemble_figures(members: list[Member], judged: JudgedClips, source: str) ->
         "soft": accuracy_of(soft_vote(probs[:, :1]), targets).to_dict(),
         "soft_tta": accuracy_of(verdict, targets).to_dict(),
         "calibrated": ensemble.calibrated,
-        "ece": _certainty(verdict, targets)["ece"],
+        "ece": reliability(verdict.max(axis=1), best == targets)[0],
         "members": [
             {"member": member.name, **single.to_dict()} for member, single in zip(members, singles, strict=True)
         ],

@@ -1,0 +1,93 @@
+"""Calibrating an ensemble: see `infer.ensemble`."""
+
+from typing import Any
+
+import numpy as np
+
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError
+from cache.files import write_sealed
+from infer.ensemble import Ensemble, soft_vote
+from infer.evaluation import judge_labelled
+from infer.inputs import cached_held_back, list_recordings
+from infer.members import load_members
+from infer.options import CalibrateOptions
+from infer.scoring import reliability
+from train.calibration import fit_temperature
+from train.world import World
+
+_FEWEST_ERRORS = 3  # that a temperature is fitted on
+
+
+def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
+    """Calibrate and say what it changed; returns the exit status."""
+    ensemble, kept = calibrate(options, world)
+    if world.speaks:
+        before, after = kept["before"], kept["after"]
+        print(
+            f"{len(kept['members'])} members, {kept['tta']} views, on {kept['clips']:,} clips that none has heard\n"
+            f"accuracy {before['accuracy']:.4f}\n"
+            f"temperature {kept['temperature']:.3f}: mean confidence {before['confidence']:.4f} -> "
+            f"{after['confidence']:.4f}, calibration error {before['ece']:.4f} -> {after['ece']:.4f}\n{ensemble.path}"
+        )
+        if kept["unreadable"]:
+            print(f"{kept['unreadable']} recordings could not be read and are not counted")
+    return EXIT_INCOMPLETE if kept["unreadable"] else EXIT_OK
+
+
+def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[str, Any]]:
+    """Fit the temperature of an ensemble's mean on clips that no member was trained on, and keep it.
+
+    Of what training held back there is little, and a few hard clips among it would make the ensemble look less sure
+    than it may be. But single members are calibrated already, on many more clips: so the temperature that they would
+    seem to need here is just that luck, and the mean's is divided by it.
+
+    Returns
+    -------
+    the ensemble, and what its file holds: temperature, clips, members, tta, and accuracy, mean confidence and expected
+        calibration error before and after, on those same clips
+
+    Raises
+    ------
+    InputError : no such clips, or so few of them judged wrongly that a temperature would be chance
+    """
+    members = load_members(options.run_folders, options.folds, world.device)
+    recordings = list_recordings(options.input) if options.input else cached_held_back(members, options.cache_dir)
+    judged = judge_labelled(members, recordings, options, world.device)
+    ensemble = Ensemble(members, options.tta)
+    mean = soft_vote(judged.probs)
+    wrong = int((mean.argmax(axis=1) != judged.targets).sum())
+    if wrong < _FEWEST_ERRORS:
+        raise InputError(
+            f"{wrong} of {len(mean)} clips are judged wrongly; a temperature needs {_FEWEST_ERRORS} errors or more: "
+            "use --input FOLDER with more recordings, or train with a larger --hold-back"
+        )
+    ensemble.temperature = _temperature_of(mean, judged.targets)
+    if not options.input and all(member.calibrated for member in members):
+        singles = judged.probs[:, 0]  # (members, n, classes)
+        targets = np.tile(judged.targets, len(singles))
+        ensemble.temperature /= _temperature_of(singles.reshape(len(targets), -1), targets)
+    content = {
+        "temperature": ensemble.temperature,
+        "clips": len(judged.targets),
+        "unreadable": judged.unreadable,
+        "members": [member.name for member in members],
+        "tta": options.tta,
+        "before": _certainty(mean, judged.targets),
+        "after": _certainty(ensemble(judged.probs), judged.targets),
+    }
+    if world.speaks:
+        write_sealed(ensemble.path, content, indent=1)
+    return ensemble, content
+
+
+def _temperature_of(probs: np.ndarray, targets: np.ndarray) -> float:
+    return fit_temperature(np.log(np.maximum(probs, 1e-30)), targets)
+
+
+def _certainty(probs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == targets
+    return {
+        "accuracy": float(right.mean()),
+        "confidence": float(confidence.mean()),
+        "ece": reliability(confidence, right)[0],
+    }
