@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from cache.cli import InputError, flag, parse_flags, run_main
+from tests.bench.compare import difference
 from train.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -312,12 +313,9 @@ def paired_difference(runs: Path, name: str, baseline: str) -> list[float] | Non
     names = ours[0][0]
     if any(other != names for other, _ in (*ours, *theirs)):
         raise InputError(f"{name}: other clips were held out than in {baseline}")
-    gain = np.mean([good for _, good in ours], axis=0) - np.mean([good for _, good in theirs], axis=0)
-    _, speaker = np.unique([name.split(b"/")[-1].split(b"_")[0] for name in names], return_inverse=True)
-    sums, counts = np.bincount(speaker, gain), np.bincount(speaker)
-    drawn = np.random.default_rng(0).integers(0, len(sums), (10_000, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return [round(100 * float(value), 2) for value in (gain.mean(), *np.percentile(means, [2.5, 97.5]))]
+    a, b = (np.mean([good for _, good in runs_], axis=0) for runs_ in (ours, theirs))
+    speakers = [name.split(b"/")[-1].split(b"_")[0] for name in names]
+    return [round(value, 2) for value in difference(speakers, a, b)]
 
 
 if __name__ == "__main__":
