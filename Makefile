@@ -16,7 +16,7 @@ demo: setup # in demo/, never in data/
 	mkdir -p demo
 	test -d demo/data/audio || (cd demo && $(BIN)/python -m pipeline.demo_corpus)
 	cd demo && $(BIN)/python -m pipeline.build_cache --n-mels 32 --folds 2
-	cd demo && OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m train.run --recipe smoke --fold all
+	cd demo && OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m train.run --recipe smoke --fold all --hold-back 0.05
 	cd demo && $(BIN)/python -m infer.calibrate $(DEMO_RUN) --folds all --tta 4
 	cd demo && $(BIN)/python -m infer.predict $(DEMO_RUN) --folds all --tta 4
 	cd demo && $(BIN)/python -m infer.evaluate $(DEMO_RUN) --folds all --tta 4 --input data/test
