@@ -77,7 +77,8 @@ def draw(points: list[tuple[str, float, float]]) -> str:
     """An SVG of accuracy over speed (logarithmic), with the models that no other beats in both joined by a line."""
     speeds, accuracies = [point[1] for point in points], [point[2] for point in points]
     slow, fast = math.log10(min(speeds)) - 0.1, math.log10(max(speeds)) + 0.1
-    low, high = math.floor(min(accuracies) * 50) / 50, math.ceil(max(accuracies) * 50) / 50
+    grid = 0.1 if max(accuracies) - min(accuracies) > 0.2 else 0.02
+    low, high = math.floor(min(accuracies) / grid) * grid, math.ceil(max(accuracies) / grid) * grid
 
     def place(speed: float, accuracy: float) -> tuple[float, float]:
         x = LEFT + (math.log10(speed) - slow) / (fast - slow) * (WIDTH - LEFT - RIGHT)
@@ -91,9 +92,9 @@ def draw(points: list[tuple[str, float, float]]) -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<polyline points="{line}" fill="none" stroke="#2a7de1" stroke-width="2"/>',
     ]
-    for step in range(round((high - low) / 0.02) + 1):
-        x, y = place(10**slow, low + 0.02 * step)
-        parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end" fill="#555">{low + 0.02 * step:.2f}</text>')
+    for step in range(round((high - low) / grid) + 1):
+        x, y = place(10**slow, low + grid * step)
+        parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end" fill="#555">{low + grid * step:.2f}</text>')
         parts.append(f'<line x1="{x}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" stroke="#e4e4e4"/>')
     for value in (mantissa * 10**power for power in range(5) for mantissa in (1, 2, 5)):
         if slow <= math.log10(value) <= fast:
