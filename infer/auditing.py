@@ -1,15 +1,14 @@
 """Suspected label errors, by confident learning (Northcutt, Jiang & Chuang 2021)."""
 
-import csv
-
 import numpy as np
 import torch
 
-from cache.files import atomic_path, in_folder
+from cache.files import in_folder
 from infer.evaluation import held_out
 from infer.inputs import find_member_cache
 from infer.members import load_members
 from infer.options import AuditOptions
+from infer.tables import csv_table
 
 
 def suspects(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,12 +53,7 @@ def audit(options: AuditOptions) -> int:
     targets = np.array([target_of[name] for name in names])
     found, likely = suspects(probs, targets)
     classes = members[0].classes
-    with (
-        atomic_path(output) as path,
-        open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file", "label", "suspected", "confidence", "label_confidence"])
+    with csv_table(output, ["file", "label", "suspected", "confidence", "label_confidence"]) as table:
         for clip in found.tolist():
             target, other = targets[clip], likely[clip]
             scores = [f"{probs[clip, each]:.4f}" for each in (other, target)]

@@ -4,11 +4,13 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
+
 from cache.cli import InputError
 from cache.index import TEST, Cache, list_caches
 from infer.members import Member
 from pipeline.decode import EXTENSIONS
-from train.data import held_back
+from train.folds import held_back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +93,10 @@ def find_member_cache(members: list[Member], cache_dir: str) -> Cache:
 def cached_test_split(members: list[Member], cache_dir: str) -> Recordings:
     """The clips of the split "test", as files of the corpus."""
     cache = find_member_cache(members, cache_dir)
-    names = [name.decode() for name in cache.clips["clip_id"][cache.clips["split"] == TEST].tolist()]
-    if not names:
+    recordings = _cached(cache, cache.clips["split"] == TEST)
+    if not recordings.names:
         raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
-    return Recordings(cached_paths(cache, names), names)
+    return recordings
 
 
 def cached_held_back(members: list[Member], cache_dir: str) -> Recordings:
@@ -108,12 +110,17 @@ def cached_held_back(members: list[Member], cache_dir: str) -> Recordings:
     if any(member.split_digest != members[0].split_digest for member in members):
         raise InputError("the runs were trained on different splits and hold back different clips; use --input FOLDER")
     share = min(member.hold_back for member in members)
-    names = [name.decode() for name in cache.clips["clip_id"][held_back(cache, share)].tolist()]
-    if not names:
+    recordings = _cached(cache, held_back(cache, share))
+    if not recordings.names:
         raise InputError(
             f"{cache.folder}: training held no clips back (--hold-back {share:g}); use --input FOLDER of labelled "
             "recordings that no member was trained on, or train with a larger --hold-back"
         )
+    return recordings
+
+
+def _cached(cache: Cache, mask: np.ndarray) -> Recordings:
+    names = [name.decode() for name in cache.clips["clip_id"][mask].tolist()]
     return Recordings(cached_paths(cache, names), names)
 
 

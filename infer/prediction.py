@@ -1,7 +1,6 @@
 """Predicting: blocks of files, divided over the ranks, each finished on disk before the next."""
 
 import contextlib
-import csv
 import hashlib
 import os
 import shutil
@@ -9,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.files import atomic_path, exclusive_lock, in_folder, write_atomic
+from cache.files import exclusive_lock, in_folder, write_atomic
 from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.inputs import Recordings, cached_test_split, list_recordings
 from infer.members import Member, load_members
 from infer.options import PredictOptions
+from infer.tables import csv_table
 from infer.views import first_views
 from infer.windows import HEADER, detection_rows, judge_windows
 from train.checkpoint import load_arrays, save_arrays
@@ -119,9 +119,9 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
     """Write predictions.csv and the probabilities in input order; returns the number of unreadable files."""
     bad = 0
     with contextlib.ExitStack() as stack:
-        table = _csv_writer(stack, options.output, ["file", "label", "confidence", "error"])
-        matrix = _csv_writer(stack, options.probabilities or os.devnull, ["file", *classes])
-        windows = _csv_writer(stack, options.windows or os.devnull, HEADER)
+        table = stack.enter_context(csv_table(options.output, ["file", "label", "confidence", "error"]))
+        matrix = stack.enter_context(csv_table(options.probabilities or os.devnull, ["file", *classes]))
+        windows = stack.enter_context(csv_table(options.windows or os.devnull, HEADER))
         for first in range(0, len(recordings.paths), options.block_files):
             arrays = load_arrays(_part(parts, first))
             names = recordings.names[first : first + options.block_files]
@@ -138,13 +138,3 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
             if options.windows:
                 windows.writerows(detection_rows(arrays["windows"], names, classes))
     return bad
-
-
-def _csv_writer(stack: contextlib.ExitStack, path: str, header: list[str]):
-    """A CSV writer whose file appears under its name when the stack closes without an error."""
-    target = path if path == os.devnull else stack.enter_context(atomic_path(Path(path)))
-    settings = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    file = stack.enter_context(open(target, "w", **settings))  # noqa: SIM115 - the stack closes it
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    return writer

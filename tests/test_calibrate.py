@@ -23,7 +23,7 @@ from tests.conftest import RATE, synthesise
 from tests.words_run import RUN, WORDS
 from train.calibration import fit_temperature
 from train.checkpoint import load_arrays, save_arrays
-from train.data import held_back, select_fold
+from train.folds import held_back, select_fold
 from train.run import main as train
 from train.teacher import teacher_probs
 

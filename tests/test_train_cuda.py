@@ -9,8 +9,9 @@ import torch
 from train_helpers import build_tiny_cache, torchrun
 
 from cache.index import Cache
-from train.data import Batches, select_fold
+from train.data import Batches
 from train.engine import Trainer
+from train.folds import select_fold
 from train.options import TrainOptions
 from train.world import World
 

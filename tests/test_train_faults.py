@@ -28,7 +28,8 @@ from train_helpers import (
 
 from cache.index import Cache
 from cache.shard import shard_path
-from train.data import clips_of_step, select_fold
+from train.data import clips_of_step
+from train.folds import select_fold
 
 
 def _poison(weights: Path) -> None:

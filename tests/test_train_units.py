@@ -19,6 +19,7 @@ from train import recipes
 from train.augment import mixup, spec_augment, time_roll
 from train.data import clips_of_step
 from train.engine import ema_decay, lr_at
+from train.folds import select_fold
 from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers
 from train.options import TrainOptions, options_from
@@ -260,7 +261,7 @@ def test_batches_are_the_rows_of_the_cache(tmp_path: Path, monkeypatch: pytest.M
 
     cache = Cache(find_cache(build_tiny_cache(tmp_path), 32, 32))
     monkeypatch.setattr(train.data, "_physical_memory", lambda: memory)
-    training = train.data.select_fold(cache, "0").training
+    training = select_fold(cache, "0").training
     batches = train.data.Batches(World(0, 0, 1, torch.device("cpu")), cache, training, 6, 3)
     for step, (features, chosen) in enumerate(batches.steps(0, 9)):
         clips, views = clips_of_step(training, cache.config.num_views, 6, 3, step)

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cache.cli import InputError
 from cache.index import Cache
 from train.augment import batch_augment
-from train.data import Batches, Fold, held_out_batches
+from train.data import Batches, held_out_batches
+from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers
 from train.options import TrainOptions
@@ -61,8 +62,9 @@ class Trainer:
         self._loss = LOSSES[options.loss]
         device = world.device
         targets = cache.clips["target"].astype(np.int64)
-        weights = class_weights(np.bincount(targets[fold.training], minlength=len(cache.classes)), options.balance)
-        self._targets, self._weights = torch.from_numpy(targets).to(device), torch.from_numpy(weights).to(device)
+        self._targets = torch.from_numpy(targets).to(device)
+        clips = np.bincount(targets[fold.training], minlength=len(cache.classes))
+        self._weights = torch.from_numpy(class_weights(clips, options.balance)).to(device) if options.balance else None
         self._taught = torch.from_numpy(teacher_probs(options.teacher, cache)).to(device) if options.teacher else None
         self._dtype = amp_dtype(options.amp, device)
         torch.manual_seed(options.seed)
@@ -135,7 +137,9 @@ class Trainer:
         self._buffers_before.copy_(self._buffers)
         with autocast(self.world.device, self._dtype):
             logits = self._forward(x)  # (batch, classes)
-        losses = self._loss(logits.float(), y) * (y @ self._weights)
+        losses = self._loss(logits.float(), y)
+        if self._weights is not None:
+            losses = losses * (y @ self._weights)
         loss = keep_hardest(losses, self.options.ohem)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)

@@ -11,10 +11,10 @@ import torch
 
 from cache.cli import InputError
 from cache.index import Cache
-from train.data import select_fold
 from train.display import Display
 from train.engine import MAX_SKIPPED, Trainer
 from train.events import open_events, write_epoch
+from train.folds import select_fold
 from train.options import TrainOptions
 from train.record import Record, opened_for_writing
 from train.world import ABORT, CONTINUE, SAVE, STOP, Agreement, StopSignal, World

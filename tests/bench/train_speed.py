@@ -10,8 +10,8 @@ import torch
 from cache.cli import InputError
 from tests.bench.common import Result, interleaved, median_ratio, write_recordings
 from tests.bench.train_data import cpu_seconds, random_cache
-from train.data import select_fold
 from train.engine import Trainer
+from train.folds import select_fold
 from train.options import TrainOptions
 from train.world import World
 
