@@ -16,6 +16,7 @@ from cache.config import FeatureConfig
 from pipeline.filterbank import hann_window, mel_filterbank
 
 _BLOCK = 4  # neighbouring mel filters in one matrix product: OpenBLAS's small products beat MKL's at 4 and 5 only
+_ALIGN = 8  # bins: products over whole vectors (and some zeros) take a fifth less time
 AMIN = 1e-10  # the floor of librosa.power_to_db
 
 
@@ -48,7 +49,7 @@ class LogMel:
         for first in range(0, config.n_mels, _BLOCK):
             block = filters[first : first + _BLOCK]
             bins = np.flatnonzero(block.any(axis=0))
-            low, high = int(bins[0]), int(bins[-1]) + 1
+            low, high = int(bins[0]) // _ALIGN * _ALIGN, min(n_bins, -(-int(bins[-1] + 1) // _ALIGN) * _ALIGN)
             weights = np.repeat(block[:, low:high], 2, axis=1)
             self._products.append((weights, squares[:, 2 * low : 2 * high].T, self._values[first : first + _BLOCK]))
 

@@ -14,6 +14,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import WORKERS_LOCK, shared_lock
+from cache.memory import keep_freed_memory
 from cache.shard import write_shard, write_sidecar
 
 FLAGS = ("padded", "cropped", "resampled", "silent")  # of a clip, as bits in a sidecar
@@ -48,6 +49,7 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     with threadpool_limits(1), shared_lock(task.folder / WORKERS_LOCK):
         _stop_if_orphan()
         names = [name.decode() for name in task.listing["clip_id"].tolist()]

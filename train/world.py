@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from cache.cli import EXIT_ERROR, InputError
+from cache.memory import keep_freed_memory
 
 _LOST_RANK = re.compile("gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe")
 _GRACE_SECONDS = 20  # torchrun kills a worker 30 s after asking it to stop
@@ -143,6 +144,7 @@ def run_in_world(device: str, body: Callable[[World], int]) -> int:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _die_with_parent()
+    keep_freed_memory()
     world = World(int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), 1, torch.device("cpu"))
     try:
         with _process_group(world, device):

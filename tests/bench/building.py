@@ -101,7 +101,7 @@ def run_build(audio: Path, target: Path, jobs: int) -> tuple[float, float]:
     peak = 0.0
     while process.poll() is None:
         peak = max([peak, *map(pss, workers_of(process.pid))])
-        time.sleep(0.05)
+        time.sleep(0.5)
     assert process.returncode == 0
     seconds = time.perf_counter() - started
     remove(target)

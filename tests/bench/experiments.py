@@ -74,17 +74,28 @@ _FRONTIER = tuple(
     Experiment(f"{model}-{size}", f"--model {model} --n-mels {size}", f"--n-mels {size}", "frontier", 1)
     for model, size in (
         ("resnet10t", 32),
+        ("resnet10t", 64),
         ("resnet18", 32),
-        ("resnet18", 64),
+        ("resnet18d", 32),
+        ("resnet18d", 64),
         ("resnet26t", 32),
-        ("mobilenetv3_small_100", 32),
-        ("mobilenetv4_conv_small", 32),
+        ("convnext_atto", 32),
+        ("convnext_atto", 64),
         ("mobilenetv4_conv_small", 64),
         ("efficientnet_b0", 32),
-        ("convnext_atto", 32),
         ("repvgg_a0", 32),
         ("res2next50", 32),
         ("dla60_res2next", 32),
+    )
+)
+_STEPS = tuple(
+    Experiment(name, f"--model {model} --n-mels 64 {train}", f"--n-mels 64 {build}", "steps", 1)
+    for name, model, train, build in (
+        ("resnet18-64x32", "resnet18", "--width 32", "--width 32"),
+        ("resnet18d-64x32", "resnet18d", "--width 32", "--width 32"),
+        ("resnet18d-64-clean", "resnet18d", "", "--augment none --num-views 1"),
+        ("resnet18d-64-more", "resnet18d", "", ""),
+        ("resnet18d-64-smooth-ohem", "resnet18d", "--label-smoothing 0.1 --ohem 0.9", ""),
     )
 )
 _LADDER = tuple(
@@ -102,7 +113,7 @@ _LADDER = tuple(
         *("resnet50d-64x32", "res2next50-64x32", "res2next50-128", "res2next50-224-smooth-ohem"),
     )
 )
-EXPERIMENTS = (*_SMALL, *_RARE, *_FRONTIER, *_LADDER)
+EXPERIMENTS = (*_SMALL, *_RARE, *_FRONTIER, *_STEPS, *_LADDER)
 GROUPS = {  # title, and flags that all rows share, for the build and for training
     "small": (
         "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
@@ -114,7 +125,16 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
         "--n-mels 32 --folds 2",
         "--recipe smoke",
     ),
-    "frontier": ("Models and resolutions at the same ten epochs", "--folds 2", "--recipe smoke"),
+    "frontier": (
+        "Models and resolutions at the same 20 epochs",
+        "--folds 2",
+        "--recipe smoke --epochs 20 --mixup 0.2",
+    ),
+    "steps": (
+        "The steps of the ladder at a size for a CPU",
+        "--folds 2",
+        "--recipe smoke --epochs 20 --mixup 0.2",
+    ),
     "ladder": ("The ladder of train.recipes, fold 0 of 5: for a GPU", "--folds 5", ""),
 }
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cache.config import FeatureConfig
+from cache.memory import keep_freed_memory
 from infer.engine import Judge
 from infer.ensemble import soft_vote
 from infer.members import Member
@@ -62,6 +63,7 @@ def plain_loop(paths: list[str], members: list[Member], views, batch_size: int, 
 
 def measure(options: argparse.Namespace, work: Path) -> list[Result]:
     """Interleave the three ways of judging the same files."""
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = FeatureConfig(n_mels=options.n_mels, n_frames=options.n_mels)
     members = make_members(options.model, config, options.members, device)
