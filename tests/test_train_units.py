@@ -1,6 +1,9 @@
 """The parts of training, each against a reference or its defining property."""
 
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +255,26 @@ def test_flat_buffers_are_the_models() -> None:
     model.train()(x)
     flat.copy_(saved)
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers() if b.dtype == torch.float32)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_takes_its_usual_effect(number: int) -> None:
+    """The first signal is remembered until the end of the step; the second one ends the process at once."""
+    script = (
+        "import time, torch; from train.world import StopSignal, World\n"
+        "stop = StopSignal(World(0, 0, 1, torch.device('cpu'))); print('ready', flush=True)\n"
+        "while not stop.number: time.sleep(0.01)\n"
+        "print('remembered', stop.number, flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == f"remembered {number:d}\n"
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == -number
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 60])

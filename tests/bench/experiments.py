@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cache.cli import InputError, flag, parse_flags, run_main
 from tests.bench.compare import difference
+from tests.bench.derive import derive
 from train.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,8 @@ class Experiment:
     """Flags of pipeline.build_cache."""
     group: str = "small"
     seeds: int = 3
+    derive: str = ""
+    """A change to the cache, by its name in `tests.bench.derive`."""
 
 
 _SMALL = (
@@ -65,6 +68,10 @@ _SMALL = (
     Experiment("hold-back-0", "--hold-back 0"),
     Experiment("n-fft-1024", build="--n-fft 1024"),
     Experiment("width-64", "--width 64", build="--width 64"),
+    Experiment("storage-uint8", derive="uint8"),
+    Experiment("normalised-per-band-of-clip", derive="band-of-clip"),
+    Experiment("normalised-per-band-of-corpus", derive="band-of-corpus"),
+    Experiment("noise-recordings-off"),
     Experiment("mels-64", "--n-mels 64 --width 32", build="--n-mels 64 --width 32"),
 )
 _RARE = tuple(
@@ -173,9 +180,9 @@ def run(options: Options) -> int:
         for experiment in chosen
         if seed < experiment.seeds and f"{experiment.name}/{seed}" not in results
     ]
-    caches = {(e.group, e.build): _build(options, e) for e in dict.fromkeys(experiment for experiment, _ in todo)}
+    caches = {e: _build(options, e) for e in dict.fromkeys(experiment for experiment, _ in todo)}
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(_train, options, e, seed, caches[e.group, e.build]) for e, seed in todo]
+        futures = [pool.submit(_train, options, e, seed, caches[e]) for e, seed in todo]
         for (experiment, seed), future in zip(todo, futures, strict=True):
             if future.exception():
                 pool.shutdown(cancel_futures=True)
@@ -208,7 +215,12 @@ def _build(options: Options, experiment: Experiment) -> str:
             _build_cache(audio, caches, experiment)  # to know the folds, which speakers keep
             _thin(audio, caches)
             (Path(options.work) / "rare.done").touch()
-    return _build_cache(audio, caches, experiment)
+    if experiment.name == "noise-recordings-off":
+        audio, caches = Path(options.work) / "quiet", Path(options.work) / "cache-quiet"
+        if not audio.exists():
+            shutil.copytree(options.audio_dir, audio, ignore=shutil.ignore_patterns("_background_noise_"))
+    folder = _build_cache(audio, caches, experiment)
+    return str(derive(Path(folder), experiment.derive)) if experiment.derive else folder
 
 
 def _build_cache(audio: Path, caches: Path, experiment: Experiment) -> str:
@@ -292,6 +304,8 @@ def _page(results: dict) -> str:
 def _row(experiment: Experiment, results: dict) -> list[str]:
     found = [results[key] for seed in range(experiment.seeds) if (key := f"{experiment.name}/{seed}") in results]
     flags = [f"build_cache `{experiment.build}`"] if experiment.build else []
+    flags += [f"cache changed: {experiment.derive}"] if experiment.derive else []
+    flags += ["no `_background_noise_/`"] if experiment.name == "noise-recordings-off" else []
     flags += [f"train.run `{experiment.train}`"] if experiment.train else []
     row = [experiment.name, ", ".join(flags)]
     if not found:
