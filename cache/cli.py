@@ -92,4 +92,4 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"{module} is needed here ({error}); pip install 'melshard[{extra}]'") from error
+        raise InputError(f"{module} is needed here ({error}); pip install -e '.[{extra}]'") from error

@@ -146,7 +146,9 @@ class Cache:
             size = path.stat().st_size if path.exists() else None
             if size != shard["bytes"]:
                 found = "missing" if size is None else f"{size} bytes, expected {shard['bytes']}"
-                raise InputError(f"{path}: {found}; repair with python -m pipeline.build_cache")
+                raise InputError(
+                    f"{path}: {found}; repair with python -m pipeline.build_cache and the flags it was built with"
+                )
         rows = np.zeros(max(self._rows_of, default=0) + 1, np.int64)
         rows[list(self._rows_of)] = list(self._rows_of.values())
         shard, row = self.clips["shard"], self.clips["row"]

@@ -39,8 +39,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}")
             damaged += len(damages)
         if damaged:
-            done = "removed; build them again with" if options.repair else "repair with --repair, then"
-            print(f"{done} python -m pipeline.build_cache and the flags of the cache", file=sys.stderr)
+            done = "removed; build them again with" if options.repair else "remove them with --repair, then build with"
+            print(
+                f"{done} python -m pipeline.build_cache and the flags it was built with (cache.info)", file=sys.stderr
+            )
         return EXIT_INCOMPLETE if damaged else EXIT_OK
 
     return run_main(body)

@@ -6,6 +6,8 @@ import sys
 import onnxruntime
 import soundfile
 
+if len(sys.argv) < 3:
+    raise SystemExit(__doc__)
 session = onnxruntime.InferenceSession(sys.argv[1])
 about = session.get_modelmeta().custom_metadata_map
 classes, clip = json.loads(about["classes"]), session.get_inputs()[0].shape[1]

@@ -58,7 +58,7 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
     wrong = int((mean.argmax(axis=1) != judged.targets).sum())
     if wrong < _FEWEST_ERRORS:
         raise InputError(
-            f"{wrong} of {len(mean)} clips are judged wrongly; a temperature needs {_FEWEST_ERRORS} errors or more: "
+            f"judged wrongly: {wrong} of {len(mean)} clips; a temperature needs {_FEWEST_ERRORS} errors or more: "
             "use --input FOLDER with more recordings, or train with a larger --hold-back"
         )
     ensemble.temperature = _temperature_of(mean, judged.targets)

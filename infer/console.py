@@ -24,9 +24,15 @@ def predict_with_progress(options: PredictOptions, world: World) -> int:
     started = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
-        files, bad = predict(options, world, lambda done, total: progress.update(task, completed=done, total=total))
+        files, bad, unknown = predict(
+            options, world, lambda done, total: progress.update(task, completed=done, total=total)
+        )
     seconds = time.monotonic() - started
     console.print(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
+    if options.windows:
+        console.print(f"{options.windows}: what was heard, and when")
+    if options.min_confidence:
+        console.print(f"{unknown:,} are unknown: judged with a confidence below {options.min_confidence:g}")
     if bad:
         console.print(f"{bad:,} could not be read: see the column error")
     return EXIT_INCOMPLETE if bad else EXIT_OK
@@ -61,8 +67,8 @@ def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:
         table.add_row(name, f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}")
     console.print(table)
     if figures.get("ece") is not None:
-        remedy = "" if figures["calibrated"] else "; not calibrated yet: infer.calibrate"
-        console.print(f"expected calibration error of the last row: {figures['ece']:.4f}{remedy}")
+        remedy = "" if figures["calibrated"] else " (not calibrated yet: python -m infer.calibrate)"
+        console.print(f"expected calibration error of the last row: {figures['ece']:.4f}{remedy}", soft_wrap=True)
     if figures.get("unreadable"):
         console.print(f"{figures['unreadable']} recordings could not be read and are not counted")
 

@@ -65,9 +65,9 @@ def list_recordings(source: str) -> Recordings:
             ) from None
         recordings = Recordings(names, names)
     else:
-        raise InputError(f"--input {source}: no such folder or file")
+        raise InputError(f"{source}: no such folder or file")
     if not recordings.paths:
-        raise InputError(f"--input {source}: no recordings ({', '.join(EXTENSIONS)})")
+        raise InputError(f"{source}: no recordings ({', '.join(EXTENSIONS)})")
     return recordings
 
 
@@ -86,7 +86,10 @@ def find_member_cache(members: list[Member], cache_dir: str) -> Cache:
         )
     cache = Cache(folder)
     if cache.index["split"]["digest"] != member.split_digest:
-        raise InputError(f"{folder}: its split changed since {member.path} was trained; train again, or use --input")
+        raise InputError(
+            f"{folder}: not the split that {member.path} was trained on: another corpus (choose with --cache-dir), or "
+            "one that changed since (train again); or use --input"
+        )
     return cache
 
 

@@ -8,6 +8,7 @@ import torch
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import file_checksum
+from infer.options import trained_runs
 from train.checkpoint import load_checkpoint
 from train.models import create_model
 
@@ -48,7 +49,11 @@ def trained_folds(run: str, folds: str) -> list[str]:
     folder = Path(run)
     found = {path.parent.name.removeprefix("fold"): path for path in sorted(folder.glob("fold*/best.pt"))}
     if not found:
-        raise InputError(f"{folder}: no trained fold; train one with python -m train.run, or choose with --run")
+        there = ", ".join(trained_runs(folder.parent))
+        raise InputError(
+            f"{folder}: no trained fold; train one with python -m train.run"
+            + (f", or choose with --run (there: {there})" if there else "")
+        )
     if folds == "all":
         numbered = [path for fold, path in found.items() if fold != "none"]
         if not numbered:

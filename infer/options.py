@@ -1,11 +1,18 @@
 """The flags of infer's commands."""
 
 import dataclasses
+from pathlib import Path
 
 from cache.cli import InputError, flag
 from train.options import TrainOptions
 
+_PORTION = ("min_confidence", "window_confidence")
 _TRAIN = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+
+
+def trained_runs(runs_dir: str | Path) -> list[str]:
+    """Folders of the runs that have a trained fold, sorted."""
+    return sorted({str(path.parent.parent) for path in Path(runs_dir).glob("*/fold*/best.pt")})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,8 +23,8 @@ class MemberOptions:
         (), "a run folder; repeat for an ensemble of several", action="append", metavar="FOLDER"
     )
     runs_dir: str = flag(_TRAIN["runs_dir"], "without --run: where run folders are")
-    model: str = flag(_TRAIN["model"], "without --run: the model")
-    n_mels: int = flag(_TRAIN["n_mels"], "without --run: mel bands")
+    model: str | None = flag(None, f"without --run: the model (default: {_TRAIN['model']}, or the only run there is)")
+    n_mels: int | None = flag(None, f"without --run: mel bands (default: {_TRAIN['n_mels']})", type=int)
     width: int | None = flag(None, "without --run: frames (default: n-mels)", type=int)
     folds: str = flag("all", "all folds of the split, or a list such as 0,2; none: the run on everything")
     cache_dir: str = flag("data/cache", "where cache folders are, for the split test")
@@ -31,8 +38,10 @@ class MemberOptions:
         """The run folders: those named, or the one that the training flags name."""
         if self.run:
             return list(dict.fromkeys(folder.rstrip("/") for folder in self.run))
-        named = TrainOptions(runs_dir=self.runs_dir, model=self.model, n_mels=self.n_mels, width=self.width)
-        return [f"{self.runs_dir}/{named.run_name}"]
+        given = {name: value for name in ("model", "n_mels", "width") if (value := getattr(self, name)) is not None}
+        named = f"{self.runs_dir}/{TrainOptions(**given).run_name}"
+        there = trained_runs(self.runs_dir)
+        return there if not given and len(there) == 1 else [named]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,14 @@ class PredictOptions(EnsembleOptions):
     )
     hop_seconds: float | None = flag(None, "from one window to the next (default: a quarter of a clip)", type=float)
     window_confidence: float = flag(0.5, "a window that is less certain is not written")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in _PORTION:
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name):g}; expected 0 to 1")
+        if self.hop_seconds is not None and not self.windows:
+            raise InputError("--hop-seconds needs --windows FILE")
 
     @property
     def block_files(self) -> int:

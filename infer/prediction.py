@@ -23,7 +23,7 @@ from train.world import World
 UNKNOWN = "unknown"  # label of what is judged with less than --min-confidence
 
 
-def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
+def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, int]:
     """Judge all recordings and write the tables.
 
     Parameters
@@ -32,7 +32,7 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
 
     Returns
     -------
-    (files, files that could not be read)
+    (files, files that could not be read, files judged as unknown) : the last two on rank 0
     """
     members = load_members(options.run_folders, options.folds, world.device)
     recordings = _recordings(options, members, world)
@@ -50,11 +50,11 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int]:
         world.barrier()
         _judge_blocks(options, world, members, ensemble, recordings, parts, progress)
         world.barrier()
-        bad = 0
+        bad = unknown = 0
         if world.speaks:
-            bad = _write_tables(options, recordings, members[0].classes, parts)
+            bad, unknown = _write_tables(options, recordings, members[0].classes, parts)
             shutil.rmtree(parts)
-    return len(recordings.paths), bad
+    return len(recordings.paths), bad, unknown
 
 
 def _judge_blocks(
@@ -87,12 +87,9 @@ def _part(parts: Path, first: int) -> Path:
 
 def _recordings(options: PredictOptions, members: list[Member], world: World) -> Recordings:
     if options.input == "data/test" and not Path(options.input).exists():
-        recordings = cached_test_split(members, options.cache_dir)
         if world.speaks:
-            print(
-                f"data/test does not exist: judging the cache's test split, {len(recordings.paths)} clips", flush=True
-            )
-        return recordings
+            print("data/test does not exist: judging the cache's test split", flush=True)
+        return cached_test_split(members, options.cache_dir)
     return list_recordings(options.input)
 
 
@@ -115,9 +112,9 @@ def _keep_finished(parts: Path, job: str, *, keep: bool) -> None:
         write_atomic(note, job.encode())
 
 
-def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path) -> int:
-    """Write predictions.csv and the probabilities in input order; returns the number of unreadable files."""
-    bad = 0
+def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path) -> tuple[int, int]:
+    """Write the tables in input order; returns the numbers of unreadable files and of those judged as unknown."""
+    bad = unknown = 0
     with contextlib.ExitStack() as stack:
         table = stack.enter_context(csv_table(options.output, ["file", "label", "confidence", "error"]))
         matrix = stack.enter_context(csv_table(options.probabilities or os.devnull, ["file", *classes]))
@@ -133,8 +130,9 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
                     continue
                 best = int(probs.argmax())
                 sure = probs[best] >= options.min_confidence
+                unknown += not sure
                 table.writerow([name, classes[best] if sure else UNKNOWN, f"{probs[best]:.4f}", ""])
                 matrix.writerow([name, *(f"{value:.6f}" for value in probs.tolist())])
             if options.windows:
                 windows.writerows(detection_rows(arrays["windows"], names, classes))
-    return bad
+    return bad, unknown

@@ -134,8 +134,9 @@ def _check_size(frames: int, channels: int, rate: int) -> None:
     if short and RATES[0] <= rate <= RATES[1] and channels <= MAX_CHANNELS:
         return
     raise InputError(
-        f"{frames} frames of {channels} channels at {rate} Hz; expected at most {MAX_SECONDS} s, "
-        f"{MAX_CHANNELS} channels, {MAX_VALUES} samples in all, {RATES[0]} to {RATES[1]} Hz"
+        f"{frames} frames of {channels} channels at {rate} Hz; expected at most {MAX_SECONDS} s "
+        f"(any length with predict --windows), {MAX_CHANNELS} channels, {MAX_VALUES} samples in all, "
+        f"{RATES[0]} to {RATES[1]} Hz"
     )
 
 

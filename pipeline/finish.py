@@ -11,7 +11,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import write_atomic
-from cache.index import Cache, clip_dtype, write_index
+from cache.index import Cache, clip_dtype, read_index, write_index
 from cache.shard import remove_shard, shard_numbers
 from pipeline import scan, split
 from pipeline.options import BuildOptions
@@ -38,6 +38,9 @@ class Summary:
     seconds: float
     flags: dict[str, int]
     ignored: dict[str, int]
+    folds: int
+    new_split: bool
+    """Whether there was an index before, with another split."""
 
 
 def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: np.ndarray) -> Summary:
@@ -69,6 +72,7 @@ def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: 
         "versions": [dict(pairs) for pairs in sorted(versions)],
         "shards": shards,
     }
+    earlier = _earlier_split(folder)
     write_index(folder, clips, content)
     keep = set(alive) | set(np.unique(sources.clips["shard"][match.index[bad]]).tolist())
     for number in shard_numbers(folder) - keep:
@@ -87,6 +91,8 @@ def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: 
         seconds=0.0,
         flags=flags,
         ignored={},
+        folds=settings["folds"],
+        new_split=earlier.get("digest", settings["digest"]) != settings["digest"],
     )
 
 
@@ -122,6 +128,13 @@ def plan_split(
     )
     settings["digest"] = split.split_digest(clip_ids, parts, folds)
     return classes, targets, speakers, parts, folds, settings
+
+
+def _earlier_split(folder: Path) -> dict[str, Any]:
+    try:
+        return read_index(folder)["split"]
+    except InputError:
+        return {}
 
 
 def _known_folds(folder: Path, settings: dict[str, Any]) -> dict[bytes, int]:

@@ -38,5 +38,7 @@ class BuildOptions:
             raise InputError(f"--clips-per-shard {self.clips_per_shard}; expected 1 or more")
         if self.jobs == 0:
             raise InputError("--jobs 0; expected a number of processes, or -1 for all cores")
+        if self.scheduler and self.backend != "dask":
+            raise InputError("--scheduler needs --backend dask")
         if self.num_views < 1:
             raise InputError(f"--num-views {self.num_views}; expected 1 or more")

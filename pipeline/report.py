@@ -1,5 +1,7 @@
 """What a build shows: live progress, then a summary."""
 
+import shlex
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -41,7 +43,7 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
     lines = [
         f"{summary.folder}",
         f"  {summary.clips:,} clips{speakers}{test}, {summary.labels} labels, {summary.views} views each",
-        f"  {summary.shards} shards, {summary.bytes / 1e9:.2f} GB; "
+        f"  {summary.folds} folds; {summary.shards} shard{'s' * (summary.shards != 1)}, {summary.bytes / 1e6:,.0f} MB; "
         f"built {summary.built:,} clips in {summary.seconds:.1f} s{speed}",
         "  "
         + ", ".join(f"{count:,} {name}" for name, count in summary.flags.items())
@@ -52,7 +54,10 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
         lines.append(f"  ignored files that are no .wav, .flac or .ogg: {names}")
     if summary.rejected:
         lines.append(f"  rejected files and why: {summary.folder / REJECTED}")
-    size = f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
-    size += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
-    lines.append(f"next: torchrun --nproc_per_node 1 -m train.run --fold 0{size}")
+    if summary.new_split:
+        lines.append("  the split is another than before: runs that were trained on it are to be trained again")
+    more = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
+    more += f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
+    more += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
+    lines.append(f"next: torchrun --nproc_per_node 1 -m train.run --fold 0{more}")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -78,7 +78,7 @@ def open_voice(voice: Voice) -> Iterator[Speak]:
     source_rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, home.encode(), _DONT_EXIT)
     if source_rate <= 0:
         hint = " (eSpeak NG takes paths of up to about 140 characters)" if len(home) > 120 else ""
-        raise InputError(f"{home}: eSpeak NG cannot read its data{hint}; reinstall with pip install 'melshard[demo]'")
+        raise InputError(f"{home}: eSpeak NG cannot read its data{hint}; reinstall with pip install -e '.[demo]'")
     chunks: list[bytes] = []
 
     @_CALLBACK
@@ -101,7 +101,7 @@ def open_voice(voice: Voice) -> Iterator[Speak]:
     try:
         library.espeak_SetSynthCallback(collect)
         if library.espeak_SetVoiceByName("+".join(voice).encode()):
-            raise InputError(f"eSpeak NG has no voice {'+'.join(voice)}; reinstall with pip install 'melshard[demo]'")
+            raise InputError(f"eSpeak NG has no voice {'+'.join(voice)}; reinstall with pip install -e '.[demo]'")
         yield speak
     finally:
         library.espeak_Terminate()

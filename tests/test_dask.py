@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, checksums, start, write_corpus
 
-pytest.importorskip("distributed", reason="pip install 'melshard[dask]'")
+pytest.importorskip("distributed", reason="pip install -e '.[dask]'")
 FLAGS = ("--n-mels", 64, "--n-fft", 1024, "--num-views", 6, "--clips-per-shard", 4, "--folds", 2)
 
 

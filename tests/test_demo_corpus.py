@@ -13,7 +13,7 @@ from cache.cli import InputError
 from pipeline import demo_corpus
 from pipeline.speech import ACCENTS, WORDS, Voice, open_voice, render_clip, speak_clips, trim_silence, voice_variants
 
-pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed: pip install 'melshard[demo]'")
+pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed: pip install -e '.[demo]'")
 FLAGS = ["--speakers", "6", "--test-speakers", "3", "--clips-per-word", "2", "--words", "yes,seven,marvin"]
 
 
@@ -160,7 +160,7 @@ def test_missing_extra_is_named(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert "pip install 'melshard[demo]'" in done.stderr
+    assert "pip install -e '.[demo]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -29,8 +29,8 @@ STEP = 2.0**-10  # of float16 at 1
 def runtime():
     """onnxruntime, where all of the extra is there."""
     for name in ("onnx", "onnxscript"):
-        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'melshard[export]'")
-    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'melshard[export]'")
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[export]'")
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_a_missing_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch, c
     """Without onnxruntime the error says what to install."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["--run", RUN]) == 2
-    assert "pip install 'melshard[export]'" in capsys.readouterr().err
+    assert "pip install -e '.[export]'" in capsys.readouterr().err
 
 
 def test_members_of_different_clip_lengths_are_refused() -> None:

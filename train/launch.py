@@ -1,5 +1,7 @@
 """From flags to trained folds, on one rank of any number."""
 
+import shlex
+
 from cache.index import Cache, find_cache
 from train.options import TrainOptions
 from train.session import train_fold
@@ -24,6 +26,9 @@ def _train(options: TrainOptions, world: World) -> int:
         size = "" if options.n_mels == 224 else f" --n-mels {options.n_mels}"
         size += "" if options.width is None else f" --width {options.width}"
         model = "" if options.model == "dla60_res2next" else f" --model {options.model}"
-        which = f" --run {options.runs_dir}/{options.run_name}" if options.name else model + size
-        print(f"next: python -m infer.predict --folds {options.fold}{which} --tta 4")
+        which = model + size
+        if options.name or options.runs_dir != "runs":
+            which = " --run " + shlex.quote(f"{options.runs_dir}/{options.run_name}")
+        where = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
+        print(f"next: python -m infer.predict --folds {options.fold}{which}{where} --tta 4")
     return 0

@@ -56,9 +56,13 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("recipe", "settings", "use", "reported accuracy", title="python -m train.run --recipe NAME")
+    table = Table(title="python -m train.run --recipe NAME")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("settings", no_wrap=True)
+    table.add_column("use")
+    table.add_column("reported accuracy")
     for name, use, accuracy in _LADDER:
-        settings = " ".join(f"{key}={value}" for key, value in RECIPES[name].items())
+        settings = "\n".join(f"{key}={value}" for key, value in RECIPES[name].items())
         table.add_row(name, settings, use, f"{accuracy:.5f}" if accuracy else "–")
     Console().print(table)
     return 0
