@@ -85,7 +85,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _build_shards(tasks: list[ShardTask], options: BuildOptions, total: int, progress: Progress) -> int:
-    """Run the tasks; returns the number of clips done."""
+    """Run the tasks; returns the number of clips that have rows now."""
     from pipeline.pool import run_tasks
 
     built = rejected = 0
@@ -93,7 +93,7 @@ def _build_shards(tasks: list[ShardTask], options: BuildOptions, total: int, pro
     for _, clips, refused in run_tasks(tasks, jobs=options.jobs, backend=options.backend, scheduler=options.scheduler):
         built, rejected = built + clips, rejected + refused
         progress(built, rejected, total)
-    return built
+    return built - rejected
 
 
 def feature_config(options: BuildOptions) -> FeatureConfig:

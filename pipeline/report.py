@@ -37,7 +37,7 @@ def build_with_progress(options: BuildOptions) -> Summary:
 
 def print_summary(console: Console, options: BuildOptions, summary: Summary) -> None:
     """Say what is in the cache, what happened to odd clips, and what to type next."""
-    speed = f", {summary.built / summary.seconds:,.0f} clips/s" if summary.built else ", nothing to do"
+    speed = f", {summary.built / summary.seconds:,.0f} clips/s" if summary.built else ""
     speakers = f" of {summary.speakers:,} speakers" if summary.speakers else ""
     test = f" ({summary.test:,} in the test split)" if summary.test else ""
     lines = [

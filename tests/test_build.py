@@ -202,7 +202,7 @@ def test_bad_clips_are_listed_and_the_rest_is_built(corpus, build, tmp_path):
     assert len(Cache(only_cache(tmp_path / "cache")).clips) == 24
     assert "7 rejected" in output
     assert build("--skip-bad")[0] == 0
-    assert "built 1 clips" in build()[1], "the one that the system refused to read"
+    assert "built 0 clips" in build()[1], "only the one that the system refused to read was tried again"
 
 
 def test_repaired_clips_are_all_that_is_touched(corpus, build, tmp_path):
@@ -254,7 +254,8 @@ def test_added_modified_and_removed_clips(corpus, build, tmp_path):
     sorted((corpus / "yes").iterdir())[0].unlink()
     status, output = build()
     assert status == 0
-    assert "built 2 clips" in output and notice in output
+    assert "built 2 clips" in output
+    assert notice in output
     assert notice not in build()[1]
     assert before.items() < state(tmp_path / "cache").items()
     updated = Cache(only_cache(tmp_path / "cache"))

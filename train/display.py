@@ -5,6 +5,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cache.index import TRAIN
+
 _EVERY_SECONDS = 0.5
 
 
@@ -35,10 +37,12 @@ class Display:
         """Say what is about to be trained, where."""
         parameters = sum(p.numel() for p in trainer.model.parameters()) / 1e6
         fold, labels = trainer.fold, len(record.cache.classes)
+        held = int((record.cache.clips["split"] == TRAIN).sum()) - len(fold.training) - len(fold.validation)
+        kept = f", {held:,} held back for infer.calibrate" if held else ""
         place = "on the device" if trainer.batches.resident else "from the mapped cache"
         self.line(
             f"fold {record.fold_name}: {record.options.model} ({parameters:.1f} M parameters), {labels} labels, "
-            f"{len(fold.training):,} training and {len(fold.validation):,} validation clips {place}, "
+            f"{len(fold.training):,} training and {len(fold.validation):,} validation clips {place}{kept}, "
             f"{trainer.world.world_size} x {trainer.world.device.type} -> {record.folder}"
         )
         self._progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
