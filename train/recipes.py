@@ -12,17 +12,14 @@ _BASE = {"model": "res2next50", "epochs": 40}
 _AT_224 = {**_BASE, "n_mels": 224}
 _NARROW = {"n_mels": 64, "width": 32, "epochs": 40}
 
+_ON_CPU = {"n_mels": 32, "batch_size": 64, "lr": 4e-3, "warmup_epochs": 1.0, "spec_augment": 0.0}
+_FAST = {**_ON_CPU, "model": "resnet10t", "epochs": 20, "mixup": 0.2}
+
 RECIPES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "model": "resnet18",
-        "n_mels": 32,
-        "epochs": 10,
-        "batch_size": 64,
-        "lr": 4e-3,
-        "warmup_epochs": 1.0,
-        "mixup": 0.0,
-        "spec_augment": 0.0,
-    },
+    "smoke": {**_ON_CPU, "model": "resnet18", "epochs": 10, "mixup": 0.0},
+    "fast": _FAST,
+    "balanced": {**_FAST, "n_mels": 64},
+    "best": {**_AT_224, "model": "dla60_res2next"},
     "resnet50-64x32": {**_NARROW, "model": "resnet50"},
     "resnet50d-64x32": {**_NARROW, "model": "resnet50d"},
     "res2next50-64x32": {**_NARROW, "model": "res2next50"},
@@ -36,6 +33,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 _LADDER = (  # recipe, how its folds are used, reported accuracy
     ("smoke", "where one starts", None),
+    ("fast", "on a CPU", None),
+    ("balanced", "on a CPU, four times the work", None),
+    ("best", "5 folds, on GPUs", None),
     ("resnet50-64x32", "one fold", 0.95260),
     ("resnet50d-64x32", "one fold", 0.95611),
     ("res2next50-64x32", "one fold", 0.95918),
