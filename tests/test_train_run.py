@@ -70,7 +70,8 @@ def test_the_command(flags: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "test_resnet-32x32" / "fold0"
     names = {path.name for path in folder.iterdir()}
     assert names == {"last.pt", "best.pt", "oof.npz", "metrics.jsonl", "config.json", ".lock"}
-    assert "next: python -m infer.predict --folds 0 --model test_resnet --n-mels 32" in " ".join(output.split())
+    where = f"--run {tmp_path}/runs/test_resnet-32x32 --cache-dir {flags[1]}"
+    assert f"next: python -m infer.predict --folds 0 {where} --tta 4" in output
     assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3]
     before = state_of(folder)
     (status,), output = run(*flags, log=tmp_path / "log")
