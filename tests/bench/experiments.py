@@ -96,7 +96,7 @@ _FRONTIER = tuple(
     )
 )
 _STEPS = tuple(
-    Experiment(name, f"--model {model} --n-mels 64 {train}", f"--n-mels 64 {build}", "steps", 1)
+    Experiment(name, f"--model {model} --n-mels 64 {train}".strip(), f"--n-mels 64 {build}".strip(), "steps", 1)
     for name, model, train, build in (
         ("resnet18-64x32", "resnet18", "--width 32", "--width 32"),
         ("resnet18d-64x32", "resnet18d", "--width 32", "--width 32"),
@@ -289,6 +289,7 @@ def _page(results: dict) -> str:
         "Made by `python -m tests.bench.experiments`; a row is one command, `--only NAME`, a table `--group GROUP`.",
         "Accuracy is that of the held-out speakers of fold 0 at the best epoch, the mean over seeds. The difference is",
         "paired with the baseline, clip by clip, with a 95% interval from a bootstrap over speakers (10,000 draws).",
+        "Minutes are wall time, where several runs and other programs may have shared the cores.",
     ]
     for group, (title, build, train) in GROUPS.items():
         lines += ["", f"## {title} (`--group {group}`)", "", f"build_cache `{build}`, train.run `{train}`", ""]
