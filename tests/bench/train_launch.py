@@ -33,7 +33,7 @@ def start_up(work: Path, options, device) -> list[Result]:
 
     random_cache(work, 50_000, 16, num_views=1)
     started = time.perf_counter()
-    create_model("resnet18", 30, (16, 16))
+    create_model("test_resnet", 30, (16, 16))
     construction, results = time.perf_counter() - started, []
     for ranks in (None, 1, 2) if device.type == "cpu" else (None, torch.cuda.device_count()):
         times = [_first_step(_command(ranks, work, device), work) for _ in range(options.rounds // 2 + 1)]
@@ -44,9 +44,9 @@ def start_up(work: Path, options, device) -> list[Result]:
 
 
 def _first_step(command: list[str], work: Path) -> float:
-    """Seconds until the first checkpoint, which every step writes here, of a run that is then ended."""
+    """Seconds until the first checkpoint of a run that is then ended: every step writes one here, a small one."""
     shutil.rmtree(work / "runs", ignore_errors=True)
-    flags = "--n-mels 16 --model resnet18 --batch-size 32 --checkpoint-minutes 0 --name start".split()
+    flags = "--n-mels 16 --model test_resnet --batch-size 32 --checkpoint-minutes 0 --name start".split()
     started = time.perf_counter()
     run = subprocess.Popen([*command, *flags], env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (work / "runs" / "start" / "fold0" / "last.pt").exists():
