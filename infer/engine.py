@@ -94,8 +94,7 @@ class Judge:
                 rendered[clip] = [view(samples) for view in self.views]
             log_mel = self._log_mel(config)
             out = torch.empty(len(self.views), config.n_mels, config.n_frames, dtype=torch.float16)
-            for index, view in enumerate(rendered[clip]):
-                log_mel(view, out[index])
+            log_mel(rendered[clip], out)
             results.append(out)
         return results, ""
 

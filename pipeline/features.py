@@ -8,6 +8,7 @@ filters, and in-place logarithm and normalisation in float32.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pipeline.filterbank import hann_window, mel_filterbank
 
 _BLOCK = 4  # neighbouring mel filters in one matrix product: OpenBLAS's small products beat MKL's at 4 and 5 only
 _ALIGN = 8  # bins: products over whole vectors (and some zeros) take a fifth less time
+_FRAMES = 256  # transformed at once: of more the buffers leave the core's cache, of fewer the calls cost time
 AMIN = 1e-10  # the floor of librosa.power_to_db
 
 
@@ -27,55 +29,80 @@ class LogMel:
     ----------
     config : the features
     filters : of :func:`pipeline.filterbank.mel_filterbank`; a worker that is given them need not import librosa
+
+    Attributes
+    ----------
+    at_once : so many clips together take less time than one by one
     """
 
     def __init__(self, config: FeatureConfig, filters: np.ndarray | None = None) -> None:
-        filters = mel_filterbank(config) if filters is None else filters
-        n_bins = filters.shape[1]
-        hop, n_fft, n_frames = config.hop_length, config.n_fft, config.n_frames
-        self.config = config
-        self._log_top = config.top_db * math.log(10) / 10  # top_db in natural-log units
-        window = hann_window(n_fft)
-        self._window = torch.from_numpy(window.astype(np.float32))
-        self._signal = torch.zeros(hop * (n_frames - 1) + n_fft)  # the clip, padded for centred frames
-        self._clip = self._signal[n_fft // 2 : n_fft // 2 + config.samples]
-        self._frames = self._signal.as_strided((n_frames, n_fft), (hop, 1))
-        self._squares = torch.empty(n_frames, 2 * n_bins)  # re², im², re², im², …
-        self._windowed = self._squares[:, :n_fft]  # once transformed, frames make room for the squares
-        self._pairs = self._squares.view(n_frames, n_bins, 2)
-        self._mel = torch.empty(config.n_mels, n_frames)
-        self._flat, self._values = self._mel.view(-1), self._mel.numpy()
-        self._products, squares = [], self._squares.numpy()
+        self._filters = mel_filterbank(config) if filters is None else filters
+        self.config, self.at_once = config, max(1, _FRAMES // config.n_frames)
+        self._range = 10 ** (-config.top_db / 10)  # of power
+        self._window = torch.from_numpy(hann_window(config.n_fft).astype(np.float32))
+        self._buffers: dict[int, _Buffers] = {}
+
+    def __call__(self, clips: Sequence[np.ndarray], out: Sequence[torch.Tensor]) -> None:
+        """Write the normalised log-mels of some clips; what is written for one does not depend on the others.
+
+        Parameters
+        ----------
+        clips : each [shape=(samples,), dtype=float32]
+        out : of each clip, or more [shape=(n_mels, n_frames), dtype=float16 or float32], overwritten; all zeros for a
+            clip without any variation
+        """
+        for first in range(0, len(clips), self.at_once):
+            self._transform(clips[first : first + self.at_once], out[first : first + self.at_once])
+
+    def _transform(self, clips: Sequence[np.ndarray], out: Sequence[torch.Tensor]) -> None:
+        if len(clips) not in self._buffers:
+            self._buffers[len(clips)] = _Buffers(self.config, self._filters, len(clips))
+        buffers = self._buffers[len(clips)]
+        for signal, clip in zip(buffers.clips, clips, strict=True):
+            signal.copy_(torch.from_numpy(clip))  # NumPy's copy takes twice as long
+        torch.mul(buffers.frames, self._window, out=buffers.windowed)
+        spectrum = torch.view_as_real(torch.fft.rfft(buffers.windowed))  # with out= it would copy
+        torch.mul(spectrum, spectrum, out=buffers.pairs)
+        for weights, squares, mel in buffers.products:
+            np.matmul(weights, squares, out=mel)
+        for mel, target in zip(buffers.mels, out, strict=False):
+            self._normalise(*mel, target)
+
+    def _normalise(self, mel: torch.Tensor, values: np.ndarray, out: torch.Tensor) -> None:
+        """Decibels, at most top_db below the loudest, with zero mean and unit variance; `values` are those of `mel`.
+
+        Each step is done by whichever of torch and NumPy takes half the other's time for it.
+        """
+        loudest = float(values.max())
+        if loudest <= AMIN:
+            out.zero_()
+            return
+        mel.clamp_min_(max(AMIN, loudest * self._range))
+        np.log(values, out=values)
+        mel.sub_(mel.sum().item() / values.size)
+        mel.mul_(math.sqrt(values.size / np.vdot(values, values)))
+        out.copy_(mel)
+
+
+class _Buffers:
+    """What `LogMel` computes `count` clips in, and views of it."""
+
+    def __init__(self, config: FeatureConfig, filters: np.ndarray, count: int) -> None:
+        hop, n_fft, n_frames, n_bins = config.hop_length, config.n_fft, config.n_frames, filters.shape[1]
+        signal = torch.zeros(count, hop * (n_frames - 1) + n_fft)  # the clips, padded for centred frames
+        self.clips = signal[:, n_fft // 2 : n_fft // 2 + config.samples].unbind()
+        self.frames = signal.as_strided((count, n_frames, n_fft), (signal.shape[1], hop, 1))
+        squares = torch.empty(count, n_frames, 2 * n_bins)  # re², im², re², im², …
+        self.windowed = squares[:, :, :n_fft]  # once transformed, frames make room for the squares
+        self.pairs = squares.view(count, n_frames, n_bins, 2)
+        mel = torch.empty(count, config.n_mels, n_frames)
+        self.mels = [(one, one.numpy()) for one in mel]
+        self.products = []
+        every = slice(None) if count > 1 else 0  # products of two dimensions are faster
         for first in range(0, config.n_mels, _BLOCK):
             block = filters[first : first + _BLOCK]
             bins = np.flatnonzero(block.any(axis=0))
             low, high = int(bins[0]) // _ALIGN * _ALIGN, min(n_bins, -(-int(bins[-1] + 1) // _ALIGN) * _ALIGN)
             weights = np.repeat(block[:, low:high], 2, axis=1)
-            self._products.append((weights, squares[:, 2 * low : 2 * high].T, self._values[first : first + _BLOCK]))
-
-    def __call__(self, clip: np.ndarray, out: torch.Tensor) -> None:
-        """Write the normalised log-mel of a clip.
-
-        Parameters
-        ----------
-        clip : np.ndarray [shape=(samples,), dtype=float32]
-        out : torch.Tensor [shape=(n_mels, n_frames), dtype=float16 or float32], overwritten; all zeros for a
-            clip without any variation
-        """
-        self._clip.copy_(torch.from_numpy(clip))
-        torch.mul(self._frames, self._window, out=self._windowed)
-        spectrum = torch.view_as_real(torch.fft.rfft(self._windowed))  # with out= it would copy
-        torch.mul(spectrum, spectrum, out=self._pairs)
-        for weights, squares, mel in self._products:
-            np.matmul(weights, squares, out=mel)
-        mel, values = self._mel, self._values
-        loudest = float(values.max())
-        if loudest <= AMIN:
-            out.zero_()
-            return
-        with np.errstate(divide="ignore"):
-            np.log(values, out=values)  # NumPy's is twice as fast as torch's here
-        mel.clamp_min_(max(math.log(AMIN), math.log(loudest) - self._log_top))
-        values -= np.add.reduce(values, axis=None) / values.size
-        mel.mul_(math.sqrt(values.size / torch.dot(self._flat, self._flat).item()))
-        out.copy_(mel)
+            columns = np.moveaxis(squares.numpy()[every, :, 2 * low : 2 * high], -1, -2)
+            self.products.append((weights, columns, mel.numpy()[every, first : first + _BLOCK]))

@@ -97,7 +97,7 @@ def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]
 
 
 def _render(task: ShardTask, clips: list[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
-    """Yield the row of each clip, in one reused buffer [shape=(num_views, n_mels, n_frames), dtype=float16]."""
+    """Yield the row of each clip, in reused memory [shape=(num_views, n_mels, n_frames), dtype=float16]."""
     import torch
 
     from pipeline.augment import augment_view
@@ -105,16 +105,20 @@ def _render(task: ShardTask, clips: list[tuple[str, np.ndarray]]) -> Iterator[np
 
     config = task.config
     log_mel, noises = LogMel(config, task.filters), _noises(task.audio_dir, config)
-    out = torch.empty(config.row_shape, dtype=torch.float16)
-    row = out.numpy()
-    for number, (name, samples) in enumerate(clips):
-        if number % 8 == 0:
-            _stop_if_orphan()
-        log_mel(samples, out[0])
-        for view in range(1, config.num_views):
-            augmented = augment_view(samples, config.augment, seed=config.seed, clip_id=name, view=view, noises=noises)
-            log_mel(augmented, out[view])
-        yield row
+    together = max(1, log_mel.at_once // config.num_views)  # clips
+    rows = torch.empty(together, *config.row_shape, dtype=torch.float16)
+    out, rows = rows.flatten(0, 1).unbind(), rows.numpy()
+    for first in range(0, len(clips), together):
+        _stop_if_orphan()
+        views = []
+        for name, samples in clips[first : first + together]:
+            views.append(samples)
+            for view in range(1, config.num_views):
+                views.append(
+                    augment_view(samples, config.augment, seed=config.seed, clip_id=name, view=view, noises=noises)
+                )
+        log_mel(views, out)
+        yield from rows[: len(views) // config.num_views]
 
 
 @functools.lru_cache(maxsize=1)

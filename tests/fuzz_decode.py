@@ -91,7 +91,7 @@ def main() -> None:
                 raise RuntimeError(f"file {turn}: the reason is not one line") from error
             continue
         assert clip.samples.shape == (CONFIG.samples,), f"file {turn}"
-        log_mel(clip.samples, out)
+        log_mel(clip.samples[None], out[None])
         assert torch.isfinite(out).all(), f"file {turn}: features that are not finite"
         clips += 1
     print(f"{count} files: {clips} clips, {count - clips} refused")

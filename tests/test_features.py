@@ -70,7 +70,7 @@ def reference(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
 def assert_equals_librosa(samples: np.ndarray, config: FeatureConfig) -> None:
     samples = samples.astype(np.float32)
     out = torch.empty(config.n_mels, config.n_frames, dtype=torch.float16)
-    LogMel(config)(samples, out)
+    LogMel(config)(samples[None], out[None])
     expected = reference(samples, config)
     error = np.abs(out.numpy().astype(np.float64) - expected) / np.maximum(1, np.abs(expected))
     assert error.max() <= 2 * 2**-10
@@ -106,7 +106,7 @@ def test_equals_librosa_on_speech(mini):
 def test_silence_is_all_zeros():
     """A silent clip has features of zeros, not of NaN."""
     out = torch.ones(224, 224, dtype=torch.float16)
-    LogMel(FeatureConfig())(np.zeros(RATE, np.float32), out)
+    LogMel(FeatureConfig())(np.zeros((1, RATE), np.float32), out[None])
     assert not out.any()
 
 
@@ -114,10 +114,23 @@ def test_one_object_keeps_no_memory_of_earlier_clips():
     """The result does not depend on what the buffers held before, so that any order gives the same bits."""
     config, (first, second) = CONFIGS[1], (SIGNALS["square"].astype("f4"), SIGNALS["noise"].astype("f4"))
     log_mel, alone, after = LogMel(config), torch.empty(64, 64), torch.empty(64, 64)
-    LogMel(config)(second, alone)
+    LogMel(config)(second[None], alone[None])
     for clip in (first, np.zeros_like(first), second):
-        log_mel(clip, after)
+        log_mel(clip[None], after[None])
     assert torch.equal(alone, after)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.n_mels}x{config.n_frames}-{config.n_fft}")
+def test_clips_computed_together_are_the_same_to_the_bit(config):
+    """However many clips are given at once, each comes out as it does alone."""
+    clips = np.stack([signal.astype("f4") for signal in SIGNALS.values()])
+    log_mel, together = LogMel(config), torch.empty(len(clips), *config.row_shape[1:], dtype=torch.float16)
+    log_mel(clips, together)
+    for count in (1, 2, 3):
+        for first in range(0, len(clips), count):
+            part = torch.empty_like(together[first : first + count])
+            log_mel(clips[first : first + count], part)
+            assert torch.equal(part, together[first : first + count])
 
 
 def test_empty_filter_is_refused_with_the_smallest_fft_that_works():

@@ -90,8 +90,8 @@ def test_features_of_a_window_are_those_of_the_clip_cut_out(tmp_path: Path) -> N
     for start, window in windows(read_blocks(str(tmp_path / "x.wav"), CONFIG), RATE, 3777):
         stretch, _ = soundfile.read(tmp_path / "x.wav", start=start, frames=RATE, dtype="int16")
         soundfile.write(tmp_path / "cut.wav", stretch, RATE)
-        log_mel(window, streamed)
-        log_mel(read_clip(str(tmp_path / "cut.wav"), CONFIG).samples, cut)
+        log_mel(window[None], streamed[None])
+        log_mel(read_clip(str(tmp_path / "cut.wav"), CONFIG).samples[None], cut[None])
         assert torch.equal(streamed, cut)
 
 
