@@ -21,7 +21,7 @@ class Damage(NamedTuple):
 
 
 def cache_folders(cache_dir: str | Path) -> list[Path]:
-    """Folders below `cache_dir` that hold a cache, finished or not, sorted by name.
+    """Folders below `cache_dir` that hold a cache, finished or not, sorted by name; or the one it is itself.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def cache_folders(cache_dir: str | Path) -> list[Path]:
     """
     if not Path(cache_dir).is_dir():
         raise InputError(f"{cache_dir}: no such folder; build a cache with python -m pipeline.build_cache")
-    folders = [path for path in sorted(Path(cache_dir).iterdir()) if path.is_dir()]
+    folders = [path for path in (Path(cache_dir), *sorted(Path(cache_dir).iterdir())) if path.is_dir()]
     folders = [path for path in folders if (path / INDEX).exists() or shard_numbers(path)]
     if not folders:
         raise InputError(f"{cache_dir}: no cache in it; build one with python -m pipeline.build_cache")

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.cli import InputError, flag, parse_flags, run_main
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, flag, parse_flags, run_main
 
 if TYPE_CHECKING:
     from cache.index import Cache
@@ -21,15 +21,18 @@ class InfoOptions:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print one block of lines per cache."""
+    """Print one block of lines per cache; exit status 1 if one is damaged."""
     flags = parse_flags(InfoOptions, argv, prog="python -m cache.info", description=__doc__.split("\n")[0])
 
     def body() -> int:
         from cache.check import cache_folders
 
+        damaged = False
         for folder in cache_folders(InfoOptions(**flags).cache_dir):
-            print("\n".join(describe(folder)))
-        return 0
+            lines = describe(folder)
+            print("\n".join(lines))
+            damaged |= lines[0].endswith(": damaged")
+        return EXIT_INCOMPLETE if damaged else EXIT_OK
 
     return run_main(body)
 

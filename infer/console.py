@@ -22,11 +22,15 @@ def predict_with_progress(options: PredictOptions, world: World) -> int:
     console = Console(quiet=not world.speaks, highlight=False, markup=False, soft_wrap=True)
     columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        files, bad, unknown = predict(
-            options, world, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("", total=None)
+            files, bad, unknown = predict(
+                options, world, lambda done, total: progress.update(task, completed=done, total=total)
+            )
+    except KeyboardInterrupt:
+        console.print("the same command with --resume goes on from what is judged")
+        raise
     seconds = time.monotonic() - started
     console.print(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
     if options.windows:
@@ -55,7 +59,7 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     )
     if options.json:
         write_atomic(Path(options.json), (json.dumps(figures, indent=1) + "\n").encode())
-    return EXIT_OK
+    return EXIT_INCOMPLETE if figures.get("unreadable") else EXIT_OK
 
 
 def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:

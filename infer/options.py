@@ -6,7 +6,6 @@ from pathlib import Path
 from cache.cli import InputError, flag
 from train.options import TrainOptions
 
-_PORTION = ("min_confidence", "window_confidence")
 _TRAIN = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
 
 
@@ -80,7 +79,7 @@ class PredictOptions(EnsembleOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in _PORTION:
+        for name in ("min_confidence", "window_confidence"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name):g}; expected 0 to 1")
         if self.hop_seconds is not None and not self.windows:

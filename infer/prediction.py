@@ -46,7 +46,12 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
         if world.speaks:
             parts.mkdir(exist_ok=True)
             stack.enter_context(exclusive_lock(parts / "lock", busy=busy))
-            _keep_finished(parts, _job_digest(options, members, recordings, ensemble.temperature), keep=options.resume)
+            kept = _keep_finished(
+                parts, _job_digest(options, members, recordings, ensemble.temperature), keep=options.resume
+            )
+            if options.resume:
+                files = min(kept * options.block_files, len(recordings.paths))
+                print(f"{files:,} of {len(recordings.paths):,} files are judged already by this command", flush=True)
         world.barrier()
         _judge_blocks(options, world, members, ensemble, recordings, parts, progress)
         world.barrier()
@@ -103,13 +108,14 @@ def _job_digest(options: PredictOptions, members: list[Member], recordings: Reco
     return digest.hexdigest()
 
 
-def _keep_finished(parts: Path, job: str, *, keep: bool) -> None:
-    """Drop finished blocks of another job, or all of them without --resume."""
+def _keep_finished(parts: Path, job: str, *, keep: bool) -> int:
+    """Drop finished blocks of another job, or all of them without --resume; returns how many are left."""
     note = parts / "job"
     if not (keep and note.exists() and note.read_text() == job):
         for path in parts.glob("*.npz"):
             path.unlink()
         write_atomic(note, job.encode())
+    return len(list(parts.glob("*.npz")))
 
 
 def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path) -> tuple[int, int]:

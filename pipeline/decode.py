@@ -74,6 +74,8 @@ def read_recording(source: str | bytes) -> tuple[np.ndarray, int]:
     InputError, OSError : as :func:`read_clip`
     """
     data = source if isinstance(source, bytes) else read_file(source)
+    if not data:
+        raise InputError("an empty file")
     mono, rate = _plain_wav(data) or _decode(data)
     if not len(mono):
         raise InputError("no samples")

@@ -11,7 +11,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import write_atomic
-from cache.index import Cache, clip_dtype, read_index, write_index
+from cache.index import Cache, clip_dtype, write_index
 from cache.shard import remove_shard, shard_numbers
 from pipeline import scan, split
 from pipeline.options import BuildOptions
@@ -72,7 +72,7 @@ def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: 
         "versions": [dict(pairs) for pairs in sorted(versions)],
         "shards": shards,
     }
-    earlier = _earlier_split(folder)
+    earlier = _earlier_cache(folder)
     write_index(folder, clips, content)
     keep = set(alive) | set(np.unique(sources.clips["shard"][match.index[bad]]).tolist())
     for number in shard_numbers(folder) - keep:
@@ -92,7 +92,7 @@ def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: 
         flags=flags,
         ignored={},
         folds=settings["folds"],
-        new_split=earlier.get("digest", settings["digest"]) != settings["digest"],
+        new_split=earlier is not None and earlier.index["split"]["digest"] != settings["digest"],
     )
 
 
@@ -130,20 +130,17 @@ def plan_split(
     return classes, targets, speakers, parts, folds, settings
 
 
-def _earlier_split(folder: Path) -> dict[str, Any]:
+def _earlier_cache(folder: Path) -> Cache | None:
     try:
-        return read_index(folder)["split"]
+        return Cache(folder, check_shards=False)
     except InputError:
-        return {}
+        return None
 
 
 def _known_folds(folder: Path, settings: dict[str, Any]) -> dict[bytes, int]:
     """Speaker or clip_id → fold in an earlier index with the same settings, so that they keep it."""
-    try:
-        cache = Cache(folder, check_shards=False)
-    except InputError:
-        return {}
-    if {key: cache.index["split"].get(key) for key in settings} != settings:
+    cache = _earlier_cache(folder)
+    if cache is None or {key: cache.index["split"].get(key) for key in settings} != settings:
         return {}
     rows = cache.clips[cache.clips["fold"] >= 0]
     keys = np.where((rows["speaker"] == b"") | (settings["group_by"] == "none"), rows["clip_id"], rows["speaker"])

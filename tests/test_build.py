@@ -175,13 +175,13 @@ def write_bad_clips(audio: Path) -> dict[str, str]:
     folder = audio / "yes"
     (folder / "zero.wav").write_bytes(b"")
     (folder / "text.wav").write_text("this is not a recording" * 100)
-    (folder / "cut.wav").write_bytes(next(folder.iterdir()).read_bytes()[:20])
+    (folder / "cut.wav").write_bytes(next(folder.glob("*nohash*")).read_bytes()[:20])
     (folder / "header-only.wav").write_bytes(next(folder.glob("*nohash*")).read_bytes()[:40] + bytes(4))
     (folder / "link.wav").symlink_to(folder / "link.wav")
     soundfile.write(folder / "nan.wav", np.full(RATE, np.nan, np.float32), RATE, subtype="FLOAT")
     soundfile.write(folder / "infinite.wav", np.full(RATE, np.inf, np.float32), RATE, subtype="FLOAT")
     return {
-        "yes/zero.wav": "not decodable",
+        "yes/zero.wav": "an empty file",
         "yes/text.wav": "not decodable",
         "yes/cut.wav": "not decodable",
         "yes/header-only.wav": "no samples",

@@ -283,7 +283,7 @@ def test_verify_names_what_is_damaged(written, capsys):
     assert not sidecar_path(written, 1).exists()
     assert shard_path(written, 0).exists()
     capsys.readouterr()
-    assert info.main(flags) == 0
+    assert info.main(flags) == 1
     assert "damaged" in capsys.readouterr().out
 
 
@@ -298,6 +298,8 @@ def test_info_describes_finished_and_unfinished_caches(written, capsys):
     assert "5 mels x 4 frames" in out
     assert "2: word0 word1" in out
     assert "unfinished: incomplete" in out
+    assert info.main(["--cache-dir", str(written)]) == 0
+    assert capsys.readouterr().out.count("complete") == 1
     assert info.main(["--cache-dir", str(written / "nowhere")]) == 2
 
 

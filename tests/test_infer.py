@@ -178,6 +178,7 @@ def test_killed_prediction_goes_on_with_resume(
         kept.update({path.name: path.stat().st_ino for path in parts.glob("*.npz") if path.name in finished})
         time.sleep(0.02)
     assert process.returncode == 0
+    assert f"{min(len(finished) * block, len(listed)):,} of {len(listed):,} files are judged" in process.stdout.read()
     assert kept == finished
     assert start("infer.predict", *flags, *outputs(whole)).wait() == 0
     for table in ("", *tables):
@@ -230,6 +231,11 @@ def test_evaluate_test_split_and_folder_agree(trained: Path, tmp_path: Path) -> 
     for key in ("single", "hard", "soft", "soft_tta"):
         assert first[key] == second[key]
         assert 0 <= first[key]["low"] <= first[key]["accuracy"] <= first[key]["high"] <= 1
+    next((tmp_path / "in").iterdir()).joinpath("empty.wav").touch()
+    flags = ("--run", "runs/run0", "--input", tmp_path / "in", "--json", two)
+    assert command("infer.evaluate", trained, *flags)[0] == 1
+    again = json.loads(two.read_text())
+    assert (again["clips"], again["unreadable"], again["soft"]) == (6, 1, first["soft"])
 
 
 def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -> None:

@@ -1,6 +1,10 @@
 """``--weights``: a local file's values really arrive, whatever its format, and nothing else passes for them."""
 
+import http.server
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,40 @@ def test_weights_of_another_model(name: str, imagenet_style: torch.nn.Module, tm
     torch.save(imagenet_style.state_dict(), tmp_path / "other.pth")
     with pytest.raises(InputError, match=rf"other.pth: not weights of {name}: \d+ of \d+ tensors are missing, such as"):
         create_model(name, 8, SIZE, weights=str(tmp_path / "other.pth"))
+
+
+def test_pretrained_weights_are_downloaded(imagenet_style: torch.nn.Module, tmp_path: Path) -> None:
+    """``--pretrained`` fetches timm's own weights from the hub, here a local server, and adapts them as a file's."""
+    save_file(imagenet_style.state_dict(), tmp_path / "model.safetensors")
+    content, asked = (tmp_path / "model.safetensors").read_bytes(), []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            found = self.path == "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(content) if found else 0))
+            self.send_header("ETag", '"1"')
+            self.send_header("X-Repo-Commit", 40 * "a")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(content)
+
+    script = "import torch, sys; from train.models import create_model as c; "
+    script += f"torch.save(c('test_resnet', 8, {SIZE}, pretrained=True).state_dict(), sys.argv[1])"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+        subprocess.run([sys.executable, "-c", script, tmp_path / "got.pt"], check=True, env={**os.environ, **hub})
+        server.shutdown()
+    assert asked
+    save_file(imagenet_style.state_dict(), tmp_path / "file.safetensors")
+    expected = create_model("test_resnet", 8, SIZE, weights=str(tmp_path / "file.safetensors")).state_dict()
+    classifier = timm.create_model("test_resnet").pretrained_cfg["classifier"]
+    for key, value in torch.load(tmp_path / "got.pt", weights_only=True).items():
+        assert key.startswith(classifier) or torch.equal(value, expected[key]), key
 
 
 def test_weights_that_execute_nothing(tmp_path: Path) -> None:

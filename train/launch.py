@@ -23,12 +23,8 @@ def _train(options: TrainOptions, world: World) -> int:
         if status := train_fold(options, world, cache, str(fold), stop):
             return status
     if world.speaks:
-        size = "" if options.n_mels == 224 else f" --n-mels {options.n_mels}"
-        size += "" if options.width is None else f" --width {options.width}"
-        model = "" if options.model == "dla60_res2next" else f" --model {options.model}"
-        which = model + size
-        if options.name or options.runs_dir != "runs":
-            which = " --run " + shlex.quote(f"{options.runs_dir}/{options.run_name}")
+        run = f"{options.runs_dir}/{options.run_name}"
+        which = f" --run {shlex.quote(run)}" if run != f"runs/{TrainOptions().run_name}" else ""
         where = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
         print(f"next: python -m infer.predict --folds {options.fold}{which}{where} --tta 4")
     return 0

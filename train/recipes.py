@@ -10,6 +10,7 @@ from typing import Any
 
 _BASE = {"model": "res2next50", "epochs": 40}
 _AT_224 = {**_BASE, "n_mels": 224}
+_CHOSEN_LAST = {**_AT_224, "model": "dla60_res2next"}
 _NARROW = {"n_mels": 64, "width": 32, "epochs": 40}
 
 _ON_CPU = {"n_mels": 32, "batch_size": 64, "lr": 4e-3, "warmup_epochs": 1.0, "spec_augment": 0.0}
@@ -19,7 +20,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "smoke": {**_ON_CPU, "model": "resnet18", "epochs": 10, "mixup": 0.0},
     "fast": _FAST,
     "balanced": {**_FAST, "n_mels": 64},
-    "best": {**_AT_224, "model": "dla60_res2next"},
+    "best": _CHOSEN_LAST,
     "resnet50-64x32": {**_NARROW, "model": "resnet50"},
     "resnet50d-64x32": {**_NARROW, "model": "resnet50d"},
     "res2next50-64x32": {**_NARROW, "model": "res2next50"},
@@ -28,7 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "resnest50d-128": {**_BASE, "model": "resnest50d", "n_mels": 128},
     "res2next50-224": _AT_224,
     "res2next50-224-smooth-ohem": {**_AT_224, "label_smoothing": 0.1, "ohem": 0.9},
-    "dla60_res2next-224": {**_AT_224, "model": "dla60_res2next"},
+    "dla60_res2next-224": _CHOSEN_LAST,
 }
 
 _LADDER = (  # recipe, how its folds are used, reported accuracy

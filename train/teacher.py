@@ -35,6 +35,8 @@ def teacher_probs(run: str, cache: Cache) -> np.ndarray:
     order = np.argsort(cache.clips["clip_id"])
     for fold in range(cache.index["split"]["folds"]):
         path = Path(run) / f"fold{fold}" / "oof.npz"
+        if not path.exists():
+            raise InputError(f"--teacher: {path} is not there; the teacher needs all folds: train.run --fold all")
         arrays = load_arrays(path)
         if str(arrays["split_digest"]) != cache.index["split"]["digest"] or arrays["classes"].tolist() != cache.classes:
             raise InputError(f"--teacher: {path} belongs to another split than {cache.folder}; train the teacher again")
