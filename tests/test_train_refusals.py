@@ -31,7 +31,7 @@ from train_helpers import (
         (["--model", "resnet8"], "unknown model 'resnet8'; similar: "),
         (["--recipe", "bets"], "unknown recipe 'bets'; known: smoke"),
         (["--model", "dla34", "--drop-path", "0.1"], "--drop-path 0.1: dla34 has no stochastic depth"),
-        (["--teacher", "nowhere"], "nowhere/fold0/oof.npz: no such file"),
+        (["--teacher", "nowhere"], "nowhere/fold0/oof.npz is not there; the teacher needs all folds"),
         (["--loss", "hinge"], "unknown loss 'hinge'; known: cross_entropy"),
         (["--n-mels", "64"], "no finished cache of 64 mels x 64 frames .*mel32x32.*build_cache --n-mels 64"),
         (["--weights", "nowhere.pt"], "--weights nowhere.pt: no such file"),
