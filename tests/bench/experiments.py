@@ -57,6 +57,7 @@ _SMALL = (
     Experiment("epochs-20", "--epochs 20"),
     Experiment("epochs-20-ohem-0.9", "--epochs 20 --ohem 0.9"),
     Experiment("epochs-20-mixup-0.2", "--epochs 20 --mixup 0.2"),
+    Experiment("epochs-20-mixup-binary", "--epochs 20 --mixup 0.2 --loss binary"),
     Experiment("epochs-20-spec-augment-0.15", "--epochs 20 --spec-augment 0.15"),
     Experiment("epochs-20-mixup-spec-augment", "--epochs 20 --mixup 0.2 --spec-augment 0.15"),
     Experiment("batch-32", "--batch-size 32 --lr 0.0028"),
