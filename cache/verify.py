@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parse_flags(VerifyOptions, argv, prog="python -m cache.verify", description=__doc__.split("\n")[0])
 
     def body() -> int:
+        """Check every cache, and remove what is damaged where that is asked for; returns the exit status."""
         options = VerifyOptions(**flags)
         from cache.check import cache_folders, check_cache, remove_damaged
         from cache.files import LOCK, exclusive_lock

@@ -50,6 +50,7 @@ def judge_windows(
     spans: collections.deque[tuple] = collections.deque()  # of the items given to the judge: file, start, end, whole?
 
     def items() -> Iterator[str | np.ndarray]:
+        """Yield every window of every long file, then its loudest one, or a short file's path; notes their spans."""
         for file, path in enumerate(paths):
             seconds, loudest = duration_seconds(path), LoudestClip(config.samples)
             try:

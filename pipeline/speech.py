@@ -88,6 +88,7 @@ def open_voice(voice: Voice) -> Iterator[Speak]:
         return 0
 
     def speak(word: str, rate: float, pitch: float, pitch_range: float, seed: int) -> np.ndarray:
+        """A word as eSpeak NG says it [shape=(n,), dtype=float32]; units as its constants above have them."""
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range)):
             library.espeak_SetParameter(parameter, round(value), 0)
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))

@@ -89,6 +89,7 @@ class Batches:
         stop = threading.Event()
 
         def fetch() -> None:
+            """Put the batch of each step, or the error that ended the fetching, where the loop takes it."""
             try:
                 fetcher = self._fetch_cuda() if self._device.type == "cuda" else self._fetch_cpu()
                 for step in range(first, last):
@@ -136,6 +137,7 @@ class Batches:
         buffers = self._buffers(pinned=False)
 
         def fetch(step: int):
+            """Features (local batch, n_mels, n_frames) float16 and clips of a step, and no event to wait for."""
             features, chosen = buffers[step % len(buffers)]
             clips, views = self._select(step)
             self._cache.gather(clips, views, features.numpy())
@@ -153,6 +155,7 @@ class Batches:
         place[self._training] = np.arange(len(self._training))
 
         def fetch(step: int):
+            """The same on the device, and the event after which they are there."""
             slot = step % len(buffers)
             host, chosen = buffers[slot]
             if copied[slot] is not None:
