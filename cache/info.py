@@ -25,31 +25,32 @@ def main(argv: list[str] | None = None) -> int:
     flags = parse_flags(InfoOptions, argv, prog="python -m cache.info", description=__doc__.split("\n")[0])
 
     def body() -> int:
+        """Describe every cache; returns the exit status."""
         from cache.check import cache_folders
 
-        damaged = False
+        status = EXIT_OK
         for folder in cache_folders(InfoOptions(**flags).cache_dir):
-            lines = describe(folder)
+            lines, readable = describe(folder)
             print("\n".join(lines))
-            damaged |= lines[0].endswith(": damaged")
-        return EXIT_INCOMPLETE if damaged else EXIT_OK
+            status = status if readable else EXIT_INCOMPLETE
+        return status
 
     return run_main(body)
 
 
-def describe(folder: Path) -> list[str]:
-    """Lines about one cache, finished or not."""
+def describe(folder: Path) -> tuple[list[str], bool]:
+    """Lines about one cache, finished or not, and whether it is undamaged as far as opening it tells."""
     from cache.index import INDEX, Cache
 
     files = [path.stat().st_size for path in folder.glob("shard-*.h5")]
     size = f"  size       {len(files):,} shards, {sum(files) / 1e9:.2f} GB"
     if not (folder / INDEX).exists():
-        return [f"{folder}: incomplete; finish it with python -m pipeline.build_cache", size]
+        return [f"{folder}: incomplete; finish it with python -m pipeline.build_cache", size], True
     try:
         cache = Cache(folder)
     except InputError as error:
-        return [f"{folder}: damaged", f"  {error}", size]
-    return [f"{folder}: complete", *_describe_content(cache), size]
+        return [f"{folder}: damaged", f"  {error}", size], False
+    return [f"{folder}: complete", *_describe_content(cache), size], True
 
 
 def _describe_content(cache: "Cache") -> list[str]:

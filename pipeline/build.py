@@ -17,7 +17,7 @@ from cache.index import read_index
 from cache.shard import sidecar_path
 from pipeline import scan
 from pipeline.filterbank import mel_filterbank
-from pipeline.finish import Summary, finish, plan_split
+from pipeline.finish import Summary, earlier_cache, finish, plan_split
 from pipeline.options import BuildOptions
 from pipeline.shard_task import ShardTask
 from pipeline.sources import Sources, content_changed, read_sources
@@ -54,7 +54,8 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
             sources = read_sources(folder, config)
         known = sources.match(listing)
         new = (known.index < 0) | sources.unread(known)
-        plan_split(options, listing[new | (known.reason_of(sources) == b"")], folder)  # refuse before any work
+        wanted = listing[new | (known.reason_of(sources) == b"")]
+        plan_split(options, wanted, earlier_cache(folder))  # refuse before any work
         todo = listing[new]
         _check_space(folder, config, len(todo))
         built = _build_shards(plan_shards(folder, config, todo, sources, options), options, len(todo), progress)

@@ -52,7 +52,8 @@ def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: 
     bad = ~good & (match.index >= 0)
     _write_rejected(folder / REJECTED, listing["clip_id"][bad], reason[bad])
     found = sources.clips[match.index[good]]
-    classes, targets, speakers, parts, folds, settings = plan_split(options, listing[good], folder)
+    earlier = earlier_cache(folder)
+    classes, targets, speakers, parts, folds, settings = plan_split(options, listing[good], earlier)
     clips = np.empty(len(found), clip_dtype(listing.dtype["clip_id"].itemsize, speakers.dtype.itemsize))
     columns = (listing["clip_id"][good], speakers, targets, parts, folds, found["shard"], found["row"])
     for name, column in zip(clips.dtype.names, columns, strict=True):
@@ -72,7 +73,6 @@ def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: 
         "versions": [dict(pairs) for pairs in sorted(versions)],
         "shards": shards,
     }
-    earlier = _earlier_cache(folder)
     write_index(folder, clips, content)
     keep = set(alive) | set(np.unique(sources.clips["shard"][match.index[bad]]).tolist())
     for number in shard_numbers(folder) - keep:
@@ -97,9 +97,14 @@ def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: 
 
 
 def plan_split(
-    options: BuildOptions, listing: np.ndarray, folder: Path
+    options: BuildOptions, listing: np.ndarray, earlier: Cache | None
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Classes, targets, speakers, split and fold of a listing, and the index's "split" entry."""
+    """Classes, targets, speakers, split and fold of a listing, and the index's "split" entry.
+
+    Parameters
+    ----------
+    earlier : of the same folder, whose speakers keep their folds; see :func:`earlier_cache`
+    """
     audio_dir, clip_ids = Path(options.audio_dir), listing["clip_id"]
     labels, targets = np.unique(scan.labels_of(clip_ids), return_inverse=True)
     classes = [label.decode() for label in labels.tolist()]
@@ -124,22 +129,22 @@ def plan_split(
         folds=options.folds,
         group_by=options.group_by,
         seed=options.seed,
-        known=_known_folds(folder, settings),
+        known=_known_folds(earlier, settings),
     )
     settings["digest"] = split.split_digest(clip_ids, parts, folds)
     return classes, targets, speakers, parts, folds, settings
 
 
-def _earlier_cache(folder: Path) -> Cache | None:
+def earlier_cache(folder: Path) -> Cache | None:
+    """The cache that an earlier build left in a folder, if it left a readable index."""
     try:
         return Cache(folder, check_shards=False)
     except InputError:
         return None
 
 
-def _known_folds(folder: Path, settings: dict[str, Any]) -> dict[bytes, int]:
-    """Speaker or clip_id → fold in an earlier index with the same settings, so that they keep it."""
-    cache = _earlier_cache(folder)
+def _known_folds(cache: Cache | None, settings: dict[str, Any]) -> dict[bytes, int]:
+    """Speaker or clip_id → fold in an earlier cache with the same settings, so that they keep it."""
     if cache is None or {key: cache.index["split"].get(key) for key in settings} != settings:
         return {}
     rows = cache.clips[cache.clips["fold"] >= 0]

@@ -106,8 +106,8 @@ def _render(task: ShardTask, clips: list[tuple[str, np.ndarray]]) -> Iterator[np
     config = task.config
     log_mel, noises = LogMel(config, task.filters), _noises(task.audio_dir, config)
     together = max(1, log_mel.at_once // config.num_views)  # clips
-    rows = torch.empty(together, *config.row_shape, dtype=torch.float16)
-    out, rows = rows.flatten(0, 1).unbind(), rows.numpy()
+    buffer = torch.empty(together, *config.row_shape, dtype=torch.float16)
+    out, rows = buffer.flatten(0, 1).unbind(), buffer.numpy()
     for first in range(0, len(clips), together):
         _stop_if_orphan()
         views = []

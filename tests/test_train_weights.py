@@ -90,8 +90,7 @@ def test_pretrained_weights_are_downloaded(imagenet_style: torch.nn.Module, tmp_
         subprocess.run([sys.executable, "-c", script, tmp_path / "got.pt"], check=True, env={**os.environ, **hub})
         server.shutdown()
     assert asked
-    save_file(imagenet_style.state_dict(), tmp_path / "file.safetensors")
-    expected = create_model("test_resnet", 8, SIZE, weights=str(tmp_path / "file.safetensors")).state_dict()
+    expected = create_model("test_resnet", 8, SIZE, weights=str(tmp_path / "model.safetensors")).state_dict()
     classifier = timm.create_model("test_resnet").pretrained_cfg["classifier"]
     for key, value in torch.load(tmp_path / "got.pt", weights_only=True).items():
         assert key.startswith(classifier) or torch.equal(value, expected[key]), key

@@ -32,7 +32,7 @@ def main() -> None:
     listing, _ = scan_corpus(Path(options.audio_dir))
     listed = time.perf_counter()
     sources = read_sources(folder, config)
-    plan_split(options, listing, folder)
+    plan_split(options, listing, None)
     plan_shards(folder, config, listing, sources, options)
     print(listed - started, time.perf_counter() - listed, before, listing.nbytes / 2**20, peak())
     folder.rmdir()
