@@ -13,7 +13,7 @@ from train.data import Batches
 from train.engine import Trainer
 from train.folds import select_fold
 from train.options import TrainOptions
-from train.world import World
+from train.world import World, run_in_world
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -97,6 +97,12 @@ def test_compiled_step_is_the_plain_one(tiny: Cache) -> None:
         for features, clips in trainer.batches.steps(0, 6):
             trainer.train_step(features, clips)
     np.testing.assert_allclose(plain.sums.cpu(), compiled.sums.cpu(), rtol=1e-2)
+
+
+def test_out_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """What does not fit the device ends with one line that says what to do."""
+    assert run_in_world("cuda", lambda world: torch.empty(1 << 48, device=world.device)) == 2
+    assert capsys.readouterr().err == "error: out of memory on cuda:0; use a smaller --batch-size\n"
 
 
 def test_nccl(tiny: Cache, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class Batches:
 
     def _load_resident(self) -> torch.Tensor | None:
         shape = (len(self._training), *self._cache.config.row_shape)
+        torch.cuda.empty_cache()  # what the fold before this one took counts as free
         free, _ = torch.cuda.mem_get_info(self._device)
         if 2 * int(np.prod(shape)) > free * _RESIDENT_SHARE:
             return None
@@ -149,6 +150,7 @@ class Batches:
     def _fetch_cuda(self):
         torch.cuda.set_device(self._device)
         stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream())  # which may still be filling the resident fold
         buffers = self._buffers(pinned=True)
         copied: list[torch.cuda.Event | None] = [None] * len(buffers)
         place = np.empty(len(self._cache.clips), np.int64)  # clip index → row of the resident fold

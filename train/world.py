@@ -21,6 +21,7 @@ import torch.distributed as dist
 from cache.cli import EXIT_ERROR, InputError
 from cache.memory import keep_freed_memory
 
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|Unable to allocate")  # CUDA's, torch's and NumPy's words
 _LOST_RANK = re.compile("gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe")
 _GRACE_SECONDS = 20  # torchrun kills a worker 30 s after asking it to stop
 CONTINUE, SAVE, STOP, ABORT = range(4)  # what ranks agree on after a step
@@ -152,6 +153,8 @@ def run_in_world(device: str, body: Callable[[World], int]) -> int:
     except (InputError, OSError) as error:
         return _show(world, f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
     except Exception as error:
+        if _NO_MEMORY.search(str(error)):
+            return _show(world, f"out of memory on {world.device}; use a smaller --batch-size")
         if isinstance(error, dist.DistError) or (world.world_size > 1 and _LOST_RANK.search(str(error))):
             reason = re.sub(r"\[\S*/\S*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             return _show(world, f"lost another rank ({reason})", status=1, cause=False)

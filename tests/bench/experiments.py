@@ -22,7 +22,10 @@ from train.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 RARE, FEW = ("dog", "bed", "three"), 12
-BASELINES = {"small": "baseline", "rare": "rare-balance-0"}
+BASELINES = {
+    **{"small": "baseline", "rare": "rare-balance-0", "fast": "fast"},
+    **{"frontier": "resnet10t-32", "steps": "resnet18-64x32"},
+}
 PAIRS = (("bed", "bird"), ("go", "no"), ("three", "two"))
 
 
@@ -78,6 +81,7 @@ _SMALL = (
 _RARE = tuple(
     Experiment(f"rare-balance-{power}", f"--balance {power}" if power else "", group="rare") for power in (0, 0.5, 1)
 )
+_FAST = (Experiment("fast", group="fast"), Experiment("fast-binary", "--loss binary", group="fast"))
 _FRONTIER = tuple(
     Experiment(f"{model}-{size}", f"--model {model} --n-mels {size}", f"--n-mels {size}", "frontier", 1)
     for model, size in (
@@ -121,7 +125,7 @@ _LADDER = tuple(
         *("resnet50d-64x32", "res2next50-64x32", "res2next50-128", "res2next50-224-smooth-ohem"),
     )
 )
-EXPERIMENTS = (*_SMALL, *_RARE, *_FRONTIER, *_STEPS, *_LADDER)
+EXPERIMENTS = (*_SMALL, *_RARE, *_FAST, *_FRONTIER, *_STEPS, *_LADDER)
 GROUPS = {  # title, and flags that all rows share, for the build and for training
     "small": (
         "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
@@ -132,6 +136,11 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
         "Rare words: dog, bed and three with 12 training clips each, the other words with ten times as many",
         "--n-mels 32 --folds 2",
         "--recipe smoke",
+    ),
+    "fast": (
+        "Binary loss with a better model: resnet10t, 32 x 32, 20 epochs, mixup",
+        "--n-mels 32 --folds 2",
+        "--recipe fast",
     ),
     "frontier": (
         "Models and resolutions at the same 20 epochs",
