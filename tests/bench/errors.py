@@ -14,6 +14,7 @@ from cache.config import FeatureConfig
 from infer.options import EnsembleOptions
 
 FRAME_SECONDS = 0.02
+SILENT, SUSPECTED = "silent (below -50 dB)", "label suspected"  # what no model can name, or is told to misname
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,12 +48,10 @@ def run(options: Options) -> int:
     wrong, classes = probs.argmax(axis=1) != targets, members[0].classes
     found = np.zeros(len(names), bool)
     found[suspects(probs, targets)[0]] = True
-    blemishes = [
-        {**blemishes_of(path, cache.config), "label suspected": bool(found[n])} for n, path in enumerate(paths)
-    ]
+    blemishes = [{**blemishes_of(path, cache.config), SUSPECTED: bool(found[n])} for n, path in enumerate(paths)]
     with open(options.output, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file", "label", "judged", "confidence", *blemishes[0]])
+        table.writerow(["file", "label", "judged", "confidence", *(key.partition(" (")[0] for key in blemishes[0])])
         for n in np.flatnonzero(wrong).tolist():
             best = int(probs[n].argmax())
             marks = ["yes" if there else "" for there in blemishes[n].values()]
@@ -62,8 +61,9 @@ def run(options: Options) -> int:
     for key in blemishes[0]:
         there = np.array([entry[key] for entry in blemishes])
         print(f"| {key} | {there[wrong].mean():.1%} | {there[~wrong].mean():.1%} |")
-    marked = np.array([any(entry.values()) for entry in blemishes])
-    print(f"| any of these | {marked[wrong].mean():.1%} | {marked[~wrong].mean():.1%} |")
+    for title, keys in (("any of these", list(blemishes[0])), ("silent, or label suspected", (SILENT, SUSPECTED))):
+        marked = np.array([any(entry[key] for key in keys) for entry in blemishes])
+        print(f"| {title} | {marked[wrong].mean():.1%} | {marked[~wrong].mean():.1%} |")
     return 0
 
 
@@ -79,7 +79,7 @@ def blemishes_of(path: str, config: FeatureConfig) -> dict[str, bool]:
     edges = max(level_db[:2].max(), level_db[-2:].max())
     return {
         "speech cut off at an edge (within 12 dB of the loudest)": bool(edges > loudest - 12),
-        "silent (below -50 dB)": bool(loudest < -50),
+        SILENT: bool(loudest < -50),
         "noisy (15 dB above its quietest tenth or less)": bool(loudest - np.percentile(level_db, 10) < 15),
     }
 
