@@ -59,7 +59,7 @@ def file_checksum(path: Path) -> str:
 
 def write_sealed(path: Path, content: dict[str, Any], *, indent: int | None = None) -> None:
     """Write `content` atomically as JSON that opens with the SHA-256 of the rest; the same content is left alone."""
-    body = json.dumps(content, ensure_ascii=False, indent=indent).encode()[1:] + b"\n"
+    body = json.dumps(content, indent=indent).encode()[1:] + b"\n"
     data = b'{"checksum": "%b",%b' % (hashlib.sha256(body).hexdigest().encode(), body)
     if not path.exists() or path.read_bytes() != data:
         write_atomic(path, data)
@@ -81,13 +81,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def in_folder(path: str | Path) -> Path:
-    """The path, if there is a folder to write it to.
+    """The path, if a file can be written to it.
 
     Raises
     ------
-    InputError : there is none; known before the work whose result it is to hold
+    InputError : it is a folder or a device, or there is no folder for it; known before the work whose result it holds
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file; name one")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent} to write it to")
     return path

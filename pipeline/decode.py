@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import stat
 import struct
 
 import numpy as np
@@ -79,9 +80,14 @@ def read_recording(source: str | bytes) -> tuple[np.ndarray, int]:
     mono, rate = _plain_wav(data) or _decode(data)
     if not len(mono):
         raise InputError("no samples")
-    if not np.abs(mono).max() <= MAX_LEVEL:
-        raise InputError(f"samples that are not finite (NaN or infinite) or beyond {MAX_LEVEL:g}")
+    check_level(mono)
     return mono, rate
+
+
+def check_level(samples: np.ndarray) -> None:
+    """InputError where samples [shape=(n,)] are not finite, or so large that their squares would not be."""
+    if not np.abs(samples).max() <= MAX_LEVEL:
+        raise InputError(f"samples that are not finite (NaN or infinite) or beyond {MAX_LEVEL:g}")
 
 
 def read_file(path: str) -> bytes:
@@ -91,11 +97,26 @@ def read_file(path: str) -> bytes:
     ------
     InputError, OSError : too large, or not readable
     """
-    with open(path, "rb", buffering=0) as file:
+    with open(open_recording(path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
             raise InputError(f"{size} bytes; expected at most {MAX_BYTES}")
         return file.read()
+
+
+def open_recording(path: str) -> int:
+    """A file descriptor for reading.
+
+    Raises
+    ------
+    InputError : a FIFO or a device, which might never end
+    OSError : not readable
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise InputError("not a regular file")
 
 
 def _plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
@@ -174,4 +195,6 @@ def read_noise(path: str, config: FeatureConfig) -> np.ndarray:
     except InputError as error:
         raise InputError(f"{path}: {error}; repair or remove it") from None
     samples = resample(samples, rate, config)
+    if not len(samples):
+        raise InputError(f"{path}: too short; remove it")
     return np.tile(samples, -(-config.samples // len(samples)))

@@ -80,7 +80,8 @@ class LogMel:
         mel.clamp_min_(max(AMIN, loudest * self._range))
         np.log(values, out=values)
         mel.sub_(mel.sum().item() / values.size)
-        mel.mul_(math.sqrt(values.size / np.vdot(values, values)))
+        if power := np.vdot(values, values):
+            mel.mul_(math.sqrt(values.size / power))
         out.copy_(mel)
 
 

@@ -106,7 +106,7 @@ def read_list(audio_dir: Path, name: str) -> set[bytes]:
 def noise_files(audio_dir: Path) -> list[Path]:
     """The corpus's background recordings, sorted."""
     folder = Path(audio_dir) / NOISE_FOLDER
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS)
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
 def noise_digest(files: list[Path]) -> str:

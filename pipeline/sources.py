@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.shard import read_sidecars
+from pipeline.decode import read_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,10 @@ def content_changed(sources: Sources, listing: np.ndarray, audio_dir: Path) -> l
 
     def changed(position: int) -> bool:
         path = Path(audio_dir) / listing["clip_id"][position].decode()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        try:
+            digest = hashlib.sha256(read_file(str(path))).hexdigest()[:16]
+        except (InputError, OSError):
+            return True  # building it again says why it cannot be read
         return digest.encode() != sources.clips["sha256"][match.index[position]]
 
     with ThreadPoolExecutor() as pool:

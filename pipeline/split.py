@@ -123,6 +123,8 @@ def split_clips(
     fold : np.ndarray [shape=(n,), dtype=int16], NO_FOLD for clips that are never held out
     """
     split = np.where(_named(clip_ids, test_ids), TEST, TRAIN).astype(np.uint8)
+    if test_ids and not (split == TEST).any():
+        raise InputError("testing_list.txt names no clip of this corpus; it names them as <label>/<file>: correct it")
     fold = np.full(len(clip_ids), NO_FOLD, np.int16)
     free = split == TRAIN
     if validation_ids is not None:

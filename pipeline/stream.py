@@ -10,7 +10,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from pipeline.decode import MAX_CHANNELS, RATES
+from pipeline.decode import MAX_CHANNELS, RATES, check_level, open_recording
 
 _BLOCK = 1 << 16  # frames
 
@@ -20,8 +20,8 @@ def duration_seconds(path: str) -> float:
     import soundfile
 
     try:
-        found = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError):
+        found = soundfile.info(open_recording(path))
+    except (soundfile.LibsndfileError, InputError, OSError):
         return 0.0
     return found.frames / found.samplerate
 
@@ -41,16 +41,15 @@ def read_blocks(path: str, config: FeatureConfig) -> Iterator[np.ndarray]:
     import soxr
 
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(open_recording(path)) as file:
             rate = file.samplerate
             if not RATES[0] <= rate <= RATES[1] or file.channels > MAX_CHANNELS:
                 raise InputError(f"{file.channels} channels at {rate} Hz; expected at most {MAX_CHANNELS}, {RATES} Hz")
             same = rate == config.sample_rate
             resampler = None if same else soxr.ResampleStream(rate, config.sample_rate, 1, "float32", "HQ")
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-                if not np.isfinite(block).all():
-                    raise InputError("samples that are not finite (NaN or infinite)")
                 mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+                check_level(mono)
                 yield resampler.resample_chunk(mono) if resampler else mono
             if resampler:
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -110,6 +110,24 @@ def test_silence_is_all_zeros():
     assert not out.any()
 
 
+def test_hardly_more_than_silence_is_finite():
+    """An impulse whose power is all but the floor has features without variation, and so of zeros, not of NaN."""
+    log_mel, out = LogMel(FeatureConfig(n_mels=16, n_frames=16, n_fft=512)), torch.empty(16, 16)
+    clip = np.zeros((1, RATE), np.float32)
+
+    def varies(level: float) -> bool:
+        clip[0, 8 * log_mel.config.hop_length] = level  # in the middle of a frame
+        log_mel(clip, out[None])
+        assert out.isfinite().all(), f"at {level:.9g}"
+        return bool(out.any())
+
+    low, high = np.float32(0), np.float32(1)
+    assert varies(high)
+    while np.nextafter(low, high) < high:  # to the smallest level that is told from silence
+        middle = (low + high) / np.float32(2)
+        low, high = (low, middle) if varies(middle) else (middle, high)
+
+
 def test_one_object_keeps_no_memory_of_earlier_clips():
     """The result does not depend on what the buffers held before, so that any order gives the same bits."""
     config, (first, second) = CONFIGS[1], (SIGNALS["square"].astype("f4"), SIGNALS["noise"].astype("f4"))

@@ -124,6 +124,12 @@ def test_test_clips_are_in_no_fold():
     assert ((fold == NO_FOLD) == (parts == TEST)).all()
 
 
+def test_a_testing_list_that_names_no_clip_is_refused():
+    """Clips that are meant for the final figure are not trained on for a slip in their names."""
+    with pytest.raises(InputError, match="names no clip of this corpus"):
+        split(NAMES, test_ids={NAMES[0].replace(b".wav", b".flac")})
+
+
 def test_group_by():
     """Speakers stay together by default, and need not with "none"; "speaker" refuses names without one."""
     speakers = speakers_of(np.array(NAMES))
