@@ -30,6 +30,7 @@ from train.world import run_in_world
     ("more", "expected"),
     [
         (["--batch-size", "320"], "--batch-size 320 is larger than the 80 training clips"),
+        (["--batch-size", "1"], "--batch-size 1: test_resnet has batch normalisation.*use 2 or more"),
         (["--fold", "9"], "--fold 9: .* has folds 0 to 4"),
         (["--fold", "first"], "--fold first; expected a number, all or none"),
         (["--model", "resnet8"], "unknown model 'resnet8'; similar: "),
@@ -135,9 +136,15 @@ def test_damaged_checkpoint(damage: str, flags: tuple[str, ...], fold: Path, tmp
     (status,), output = run(*flags, log=tmp_path / "log")
     reason = "checkpoint version 7, this version reads 1" if damage == "version" else "not a readable checkpoint"
     assert status == 2
-    assert re.search(f"last.pt: {reason}.*remove .*last.pt to start this fold again", only_error(output))
+    assert re.search(f"last.pt: {reason}.*move {fold} away to start this fold again", only_error(output))
     assert f"the best epoch's weights are in {fold / 'best.pt'}" in output
     assert not mark.exists()
+    path.unlink()
+    best = (fold / "best.pt").read_bytes()
+    (status,), output = run(*flags, log=tmp_path / "log")
+    assert status == 2
+    assert re.search(f"last.pt is gone, but not .*best.pt; move {fold} away", only_error(output))
+    assert (fold / "best.pt").read_bytes() == best
 
 
 def test_read_only_run_folder(tiny: Path, tmp_path: Path) -> None:

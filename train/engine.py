@@ -78,6 +78,12 @@ class Trainer:
             drop_path=options.drop_path,
         )
         fits_input(model, options.model, size)
+        normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        if normalised and world.split(options.batch_size) == 1:
+            raise InputError(
+                f"--batch-size {options.batch_size}: {options.model} has batch normalisation; one clip per rank has "
+                f"no statistics; use {2 * world.world_size} or more"
+            )
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         self.memory_format = choose_memory_format(options, model, world, size, self._dtype)
@@ -222,6 +228,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
+            "amp": str(self._dtype),
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped.cpu(),
             "sums": self.world.gather(self.sums.cpu()),
@@ -234,7 +241,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state.get("amp") == str(self._dtype):  # else it is another device's, and so is its scale
+            self.scaler.load_state_dict(state["scaler"])
         self.skipped.copy_(state["skipped"])
         sums = state["sums"]
         if len(sums) == self.world.world_size:

@@ -1,5 +1,6 @@
 """From flags to trained folds, on one rank of any number."""
 
+import dataclasses
 import shlex
 
 from cache.index import Cache, find_cache
@@ -17,6 +18,7 @@ def _train(options: TrainOptions, world: World) -> int:
     world.split(options.batch_size)
     folder = find_cache(options.cache_dir, options.n_mels, options.n_frames, options.cache)
     cache = Cache(folder)
+    options = dataclasses.replace(options, n_mels=cache.config.n_mels, width=cache.config.n_frames)  # of --cache
     folds = range(cache.index["split"]["folds"]) if options.fold == "all" else [options.fold]
     stop = StopSignal(world)
     for fold in folds:

@@ -1,5 +1,6 @@
 """What a run's folds have logged so far; safe to read while training writes it."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -58,5 +59,7 @@ def _read_fold(folder: Path) -> FoldLog:
         entries, written = [], folder.stat().st_mtime
     except ValueError as error:
         raise InputError(f"{metrics}: not readable as JSON lines ({error}); train this fold again") from None
-    epochs = json.loads(config.read_bytes())["options"]["epochs"] if config.exists() else None
+    epochs = None
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # not there yet, or cut
+        epochs = json.loads(config.read_bytes())["options"]["epochs"]
     return FoldLog(folder.name.removeprefix("fold"), entries, epochs, written)

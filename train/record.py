@@ -43,6 +43,8 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
             remove_leftovers(folder)
             yield
     except OSError as error:
+        if error.filename and not Path(error.filename).is_relative_to(folder):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space, and the same command continues from the last checkpoint"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
@@ -74,15 +76,16 @@ class Record:
         ------
         InputError : unreadable, or of another cache or other arguments
         """
-        path = self.folder / "last.pt"
+        path, best = self.folder / "last.pt", self.folder / "best.pt"
         if not path.exists():
+            if best.exists() and len(self._logged()) > 1:  # else the first epoch was interrupted
+                raise InputError(f"{path} is gone, but not {best}; move {self.folder} away, or choose another --name")
             return None
         try:
             saved = load_checkpoint(path)
         except InputError as error:
-            best = self.folder / "best.pt"
             kept = f"; the best epoch's weights are in {best}" if best.exists() else ""
-            raise InputError(f"{error}; remove {path} to start this fold again{kept}") from None
+            raise InputError(f"{error}; move {self.folder} away to start this fold again{kept}") from None
         config, split = self.cache.config.digest, self.cache.index["split"]["digest"]
         for what, key, expected in (
             ("feature configuration", "feature_digest", config),
@@ -160,10 +163,13 @@ class Record:
 
     def drop_metrics_after(self, epochs: int) -> None:
         """Drop the lines of epochs that the checkpoint does not know."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        lines = self._logged()
         if len(lines) != epochs:
-            write_atomic(path, "".join(lines[:epochs]).encode())
+            write_atomic(self.folder / "metrics.jsonl", b"".join(lines[:epochs]))
+
+    def _logged(self) -> list[bytes]:
+        path = self.folder / "metrics.jsonl"
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
     def write_config(self, world: World) -> None:
         """Write config.json: arguments, versions, device and git commit."""
