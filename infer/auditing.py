@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from cache.files import in_folder
-from infer.evaluation import held_out
+from infer.evaluation import held_out, merged
 from infer.inputs import find_member_cache
 from infer.members import load_members
 from infer.options import AuditOptions
@@ -40,17 +40,9 @@ def audit(options: AuditOptions) -> int:
     """Write the table of suspected clips and say how many there are; returns the exit status."""
     output = in_folder(options.output)
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
-    cache = find_member_cache(members, options.cache_dir)
-    said: dict[str, list[np.ndarray]] = {}
-    target_of: dict[str, int] = {}
-    for member in members:
-        judged = held_out(member, cache)
-        target_of.update(zip(judged.names, judged.targets.tolist(), strict=True))
-        for name, probs in zip(judged.names, judged.probs[0, 0], strict=True):
-            said.setdefault(name, []).append(probs)
-    names = sorted(said)
-    probs = np.stack([np.mean(said[name], axis=0) for name in names])
-    targets = np.array([target_of[name] for name in names])
+    cache = find_member_cache(members[0], options.cache_dir)
+    clips = merged([held_out(member, cache) for member in members])
+    names, probs, targets = clips.names, clips.probs[0, 0], clips.targets
     found, likely = suspects(probs, targets)
     classes = members[0].classes
     with csv_table(output, ["file", "label", "suspected", "confidence", "label_confidence"]) as table:

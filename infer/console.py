@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK
-from cache.files import write_atomic
+from cache.files import in_folder, write_atomic
 from infer.evaluation import evaluate
 from infer.options import EvaluateOptions, PredictOptions
 from infer.prediction import predict
@@ -44,10 +43,11 @@ def predict_with_progress(options: PredictOptions, world: World) -> int:
 
 def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     """Evaluate, print tables, write ``--json``; returns the exit status."""
+    output = in_folder(options.json) if options.json else None
     figures = evaluate(options, world)
     if not world.speaks:
         return EXIT_OK
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     _print_accuracies(console, figures)
     _print_rows(
         console, "lowest recalls", [(r["label"], r["clips"], f"{r['recall']:.4f}") for r in figures["recall"][:10]]
@@ -57,8 +57,8 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
         "most frequent confusions",
         [(c["label"], "judged " + c["judged"], c["clips"]) for c in figures["confusions"]],
     )
-    if options.json:
-        write_atomic(Path(options.json), (json.dumps(figures, indent=1) + "\n").encode())
+    if output:
+        write_atomic(output, (json.dumps(figures, indent=1) + "\n").encode())
     return EXIT_INCOMPLETE if figures.get("unreadable") else EXIT_OK
 
 

@@ -39,12 +39,13 @@ def hard_vote(probs: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    np.ndarray [shape=(n, classes)], whose argmax is the winner and whose values are shares of votes, up to 1e-6 of
-        tie-breaking
+    np.ndarray [shape=(n, classes)], whose argmax is the winner and whose values are shares of votes: exactly for the
+        winner, up to 1e-6 of tie-breaking for the others
     """
-    classes = probs.shape[-1]
+    classes, mean = probs.shape[-1], probs.mean(axis=(0, 1))
     votes = np.eye(classes, dtype=np.float32)[probs.argmax(axis=-1)].mean(axis=(0, 1))
-    return (votes + 1e-6 * probs.mean(axis=(0, 1))) / (1 + 1e-6)
+    winner = (votes + 1e-6 * mean).argmax(axis=-1)[..., None]
+    return np.maximum(votes + 1e-6 * (mean - np.take_along_axis(mean, winner, axis=-1)), 0)
 
 
 ENSEMBLES = {"soft": soft_vote, "hard": hard_vote}

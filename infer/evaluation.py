@@ -51,7 +51,7 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     """
     members = load_members(options.run_folders, options.folds, world.device)
     if options.input is None and options.split == "oof":
-        cache = find_member_cache(members, options.cache_dir)
+        cache = find_member_cache(members[0], options.cache_dir)
         return out_of_fold_figures(members, [held_out(member, cache) for member in members])
     judged = judge_labelled(members, labelled_recordings(members, options), options, world.device)
     return ensemble_figures(members, judged, options.input or "the split test")
@@ -77,6 +77,18 @@ def held_out(member: Member, cache: Cache) -> JudgedClips:
     names = [name.decode() for name in arrays["clip_id"].tolist()]
     probs = softmax(arrays["logits"] / member.temperature, axis=1)
     return JudgedClips(names, cached_paths(cache, names), arrays["target"], probs[None, None])
+
+
+def merged(judged: list[JudgedClips]) -> JudgedClips:
+    """Each clip once, sorted by name, with the mean of what the members that held it out said of it."""
+    names = np.array([name for clips in judged for name in clips.names])
+    paths = [path for clips in judged for path in clips.paths]
+    said, targets = np.concatenate([clips.probs[0, 0] for clips in judged]), np.concatenate([c.targets for c in judged])
+    names, first, clip_of, counts = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
+    probs = np.zeros((len(names), said.shape[1]), said.dtype)
+    np.add.at(probs, clip_of, said)
+    probs /= counts[:, None].astype(said.dtype)
+    return JudgedClips(names.tolist(), [paths[index] for index in first], targets[first], probs[None, None])
 
 
 def labelled_recordings(members: list[Member], options: LabelledOptions) -> Recordings:
@@ -124,14 +136,14 @@ def judge_labelled(
 
 
 def out_of_fold_figures(members: list[Member], judged: list[JudgedClips]) -> dict[str, Any]:
-    """The figures of every clip judged by the member that never saw its speaker."""
-    classes = members[0].classes
-    best = np.concatenate([clips.probs[0, 0].argmax(axis=1) for clips in judged])
-    targets = np.concatenate([clips.targets for clips in judged])
+    """The figures of every clip judged by the member of each run that never saw its speaker."""
+    classes, clips = members[0].classes, merged(judged)
+    best, targets = clips.probs[0, 0].argmax(axis=1), clips.targets
+    right = np.concatenate([part.probs[0, 0].argmax(axis=1) == part.targets for part in judged])
     return {
         "source": "out of fold",
         "clips": len(targets),
-        "single": Accuracy.of(int((best == targets).sum()), len(targets)).to_dict(),
+        "single": Accuracy.of(right.mean() * len(targets), len(targets)).to_dict(),
         "hard": None,
         "soft": None,
         "soft_tta": None,

@@ -65,7 +65,7 @@ def export(options: ExportOptions) -> int:
             with atomic_path(smaller) as quantised:
                 quantise_onnx(temporary, quantised, calibration)
                 _measure(load, quantised, smaller.name, check, options)
-    Console(highlight=False).print(check.table)
+    Console(highlight=False, markup=False, emoji=False).print(check.table)
     print(f"{output}: {len(members)} members, {options.tta} views; verified")
     return EXIT_OK
 

@@ -47,9 +47,11 @@ def list_recordings(source: str) -> Recordings:
     """
     path = Path(source)
     if path.is_dir():
+        links = [entry.path for entry in os.scandir(path) if entry.is_symlink() and entry.is_dir()]  # to labels
         names = sorted(
             os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
-            for folder, _, files in os.walk(path)
+            for top in (path, *links)
+            for folder, _, files in os.walk(top)
             for name in files
             if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
         )
@@ -59,7 +61,9 @@ def list_recordings(source: str) -> Recordings:
     elif path.is_file():
         try:
             names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError:
+            if any("\0" in name for name in names):
+                raise ValueError("no path holds a zero byte")
+        except ValueError:
             raise InputError(
                 f"{source}: neither a recording ({', '.join(EXTENSIONS)}) nor a text file of paths"
             ) from None
@@ -71,14 +75,13 @@ def list_recordings(source: str) -> Recordings:
     return recordings
 
 
-def find_member_cache(members: list[Member], cache_dir: str) -> Cache:
-    """The cache that the first member was trained from.
+def find_member_cache(member: Member, cache_dir: str) -> Cache:
+    """The cache that a member was trained from.
 
     Raises
     ------
     InputError : it is not there, or holds another split by now
     """
-    member = members[0]
     folder = next((path for path in list_caches(cache_dir) if path.name == member.config.folder_name), None)
     if folder is None:
         raise InputError(
@@ -94,9 +97,21 @@ def find_member_cache(members: list[Member], cache_dir: str) -> Cache:
 
 
 def cached_test_split(members: list[Member], cache_dir: str) -> Recordings:
-    """The clips of the split "test", as files of the corpus."""
-    cache = find_member_cache(members, cache_dir)
+    """The clips of the split "test", as files of the corpus.
+
+    Raises
+    ------
+    InputError : there are none, or a member was trained with others
+    """
+    cache = find_member_cache(members[0], cache_dir)
     recordings = _cached(cache, cache.clips["split"] == TEST)
+    for member in {member.split_digest: member for member in reversed(members)}.values():
+        other = find_member_cache(member, cache_dir)
+        if _cached(other, other.clips["split"] == TEST).names != recordings.names:
+            raise InputError(
+                f"{member.path}: trained with another split test than {members[0].path}; use --input FOLDER of "
+                "recordings that neither was trained on"
+            )
     if not recordings.names:
         raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
     return recordings
@@ -109,7 +124,7 @@ def cached_held_back(members: list[Member], cache_dir: str) -> Recordings:
     ------
     InputError : there are none, or the members' splits differ
     """
-    cache = find_member_cache(members, cache_dir)
+    cache = find_member_cache(members[0], cache_dir)
     if any(member.split_digest != members[0].split_digest for member in members):
         raise InputError("the runs were trained on different splits and hold back different clips; use --input FOLDER")
     share = min(member.hold_back for member in members)

@@ -60,7 +60,7 @@ def trained_folds(run: str, folds: str) -> list[str]:
             raise InputError(f"{folder}: only fold none is trained; use --folds none")
         wanted = [str(fold) for fold in range(load_checkpoint(numbered[0])["folds"])]
     else:
-        wanted = folds.split(",")
+        wanted = list(dict.fromkeys(folds.split(",")))
     missing = [fold for fold in wanted if fold not in found]
     if missing:
         raise InputError(

@@ -1,6 +1,8 @@
 """The flags of infer's commands."""
 
 import dataclasses
+import math
+import os
 from pathlib import Path
 
 from cache.cli import InputError, flag
@@ -36,7 +38,7 @@ class MemberOptions:
     def run_folders(self) -> list[str]:
         """The run folders: those named, or the one that the training flags name."""
         if self.run:
-            return list(dict.fromkeys(folder.rstrip("/") for folder in self.run))
+            return list({os.path.realpath(folder): folder.rstrip("/") for folder in self.run}.values())
         given = {name: value for name in ("model", "n_mels", "width") if (value := getattr(self, name)) is not None}
         named = f"{self.runs_dir}/{TrainOptions(**given).run_name}"
         there = trained_runs(self.runs_dir)
@@ -84,6 +86,8 @@ class PredictOptions(EnsembleOptions):
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name):g}; expected 0 to 1")
         if self.hop_seconds is not None and not self.windows:
             raise InputError("--hop-seconds needs --windows FILE")
+        if self.hop_seconds is not None and not 0 < self.hop_seconds < math.inf:
+            raise InputError(f"--hop-seconds {self.hop_seconds:g}; expected more than 0 and at most a clip")
 
     @property
     def block_files(self) -> int:

@@ -4,6 +4,8 @@ python -m infer.predict --folds all --tta 4
 torchrun --nproc_per_node 5 -m infer.predict -- --folds all --tta 4   (the -- keeps --run from torchrun)
 """
 
+import datetime
+
 from cache.cli import parse_flags, run_main
 from infer.options import PredictOptions
 
@@ -17,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
         from infer.console import predict_with_progress
         from train.world import run_in_world
 
-        return run_in_world(options.device, lambda world: predict_with_progress(options, world))
+        patience = datetime.timedelta(days=20)  # for a rank with long recordings; more overflows gloo's milliseconds
+        return run_in_world(options.device, lambda world: predict_with_progress(options, world), patience=patience)
 
     return run_main(body)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.cli import InputError
 from cache.files import exclusive_lock, in_folder, write_atomic
 from infer.engine import Judge
 from infer.ensemble import Ensemble
@@ -16,7 +17,7 @@ from infer.members import Member, load_members
 from infer.options import PredictOptions
 from infer.tables import csv_table
 from infer.views import first_views
-from infer.windows import HEADER, detection_rows, judge_windows
+from infer.windows import HEADER, detection_rows, hop_samples, judge_windows
 from train.checkpoint import load_arrays, save_arrays
 from train.world import World
 
@@ -39,21 +40,23 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
     ensemble = Ensemble(members, options.tta, options.ensemble)
     if not ensemble.calibrated and world.speaks:
         print("confidence: too modest until you run infer.calibrate with the same --run, --folds and --tta", flush=True)
-    output, *_ = [in_folder(path) for path in (options.output, options.probabilities, options.windows) if path]
+    views = first_views(options.tta)
+    if options.windows:
+        hop_samples(members, options)
+    output = _outputs(options, recordings)
     parts = output.with_name(f".{output.name}.parts")
     busy = f"{output}: another prediction writes here; wait for it, or choose another --output"
     with contextlib.ExitStack() as stack:
         if world.speaks:
             parts.mkdir(exist_ok=True)
             stack.enter_context(exclusive_lock(parts / "lock", busy=busy))
-            kept = _keep_finished(
-                parts, _job_digest(options, members, recordings, ensemble.temperature), keep=options.resume
-            )
+            job = _job_digest(options, members, recordings, ensemble.temperature)
+            kept = _keep_finished(parts, job, keep=options.resume)
             if options.resume:
                 files = min(kept * options.block_files, len(recordings.paths))
                 print(f"{files:,} of {len(recordings.paths):,} files are judged already by this command", flush=True)
         world.barrier()
-        _judge_blocks(options, world, members, ensemble, recordings, parts, progress)
+        _judge_blocks(options, world, Judge(members, views, world.device), ensemble, recordings, parts, progress)
         world.barrier()
         bad = unknown = 0
         if world.speaks:
@@ -65,14 +68,13 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
 def _judge_blocks(
     options: PredictOptions,
     world: World,
-    members: list[Member],
+    judge: Judge,
     ensemble: Ensemble,
     recordings: Recordings,
     parts: Path,
     progress,
 ) -> None:
     """Judge this rank's unfinished blocks; each is finished on disk before the next."""
-    judge = Judge(members, first_views(options.tta), world.device)
     total, block = len(recordings.paths), options.block_files
     for first in range(world.rank * block, total, world.world_size * block):
         path, paths = _part(parts, first), recordings.paths[first : first + block]
@@ -84,6 +86,19 @@ def _judge_blocks(
             save_arrays(path, probs=probs, errors=np.array([error for batch in judged for error in batch.errors]))
         progress(min(first + world.world_size * block, total), total)
     judge.close()
+
+
+def _outputs(options: PredictOptions, recordings: Recordings) -> Path:
+    """The path of the predictions; InputError where a table would replace another or a recording."""
+    tables = [in_folder(path) for path in (options.output, options.probabilities, options.windows) if path]
+    there = {os.path.realpath(path) for path in tables}
+    if len(there) < len(tables):
+        raise InputError("--output, --probabilities and --windows name the same file; name several")
+    names = {os.path.basename(path) for path in there}
+    for path in (options.input, *(path for path in recordings.paths if os.path.basename(path) in names)):
+        if os.path.realpath(path) in there:
+            raise InputError(f"{path}: is to be read, so a table cannot replace it; choose another --output")
+    return tables[0]
 
 
 def _part(parts: Path, first: int) -> Path:
@@ -100,7 +115,12 @@ def _recordings(options: PredictOptions, members: list[Member], world: World) ->
 
 def _job_digest(options: PredictOptions, members: list[Member], recordings: Recordings, temperature: float) -> str:
     """Identifies what a part belongs to: files, members and settings."""
-    digest = hashlib.sha256("\n".join(recordings.paths).encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256()
+    for path in recordings.paths:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            digest.update(b"%d %d " % (status.st_size, status.st_mtime_ns))
+        digest.update(os.fsencode(path) + b"\n")
     for member in members:
         digest.update(member.digest.encode())
     windows = (bool(options.windows), options.hop_seconds, options.window_confidence)
@@ -109,13 +129,23 @@ def _job_digest(options: PredictOptions, members: list[Member], recordings: Reco
 
 
 def _keep_finished(parts: Path, job: str, *, keep: bool) -> int:
-    """Drop finished blocks of another job, or all of them without --resume; returns how many are left."""
-    note = parts / "job"
-    if not (keep and note.exists() and note.read_text() == job):
-        for path in parts.glob("*.npz"):
+    """Drop finished blocks, or keep them with --resume; returns how many there are.
+
+    Raises
+    ------
+    InputError : they are to be kept, but are another job's
+    """
+    note, finished = parts / "job", list(parts.glob("*.npz"))
+    if keep and finished and note.read_text() != job:
+        raise InputError(
+            f"{parts}: begun with other files, members or flags; use the same, or start again without --resume"
+        )
+    if not keep:
+        for path in finished:
             path.unlink()
-        write_atomic(note, job.encode())
-    return len(list(parts.glob("*.npz")))
+        finished = []
+    write_atomic(note, job.encode())
+    return len(finished)
 
 
 def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path) -> tuple[int, int]:
@@ -123,8 +153,8 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
     bad = unknown = 0
     with contextlib.ExitStack() as stack:
         table = stack.enter_context(csv_table(options.output, ["file", "label", "confidence", "error"]))
-        matrix = stack.enter_context(csv_table(options.probabilities or os.devnull, ["file", *classes]))
-        windows = stack.enter_context(csv_table(options.windows or os.devnull, HEADER))
+        matrix = stack.enter_context(csv_table(options.probabilities, ["file", *classes]))
+        windows = stack.enter_context(csv_table(options.windows, HEADER))
         for first in range(0, len(recordings.paths), options.block_files):
             arrays = load_arrays(_part(parts, first))
             names = recordings.names[first : first + options.block_files]

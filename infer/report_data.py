@@ -21,6 +21,7 @@ from infer.evaluation import (
     held_out,
     judge_labelled,
     labelled_recordings,
+    merged,
     out_of_fold_figures,
 )
 from infer.inputs import find_member_cache
@@ -131,15 +132,14 @@ def _recordings(options: ReportOptions, members: list[Member], device: torch.dev
 
 
 def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:
-    cache = find_member_cache(members, options.cache_dir)
+    cache = find_member_cache(members[0], options.cache_dir)
     parts = [held_out(member, cache) for member in members]
-    clips = JudgedClips(
-        names=[name for part in parts for name in part.names],
-        paths=[path for part in parts for path in part.paths],
-        targets=np.concatenate([part.targets for part in parts]),
-        probs=np.concatenate([part.probs for part in parts], axis=2),
-    )
-    names = [[member.name] for member, part in zip(members, parts, strict=True) for _ in part.names]
+    held_out_by: dict[str, list[str]] = {}
+    for member, part in zip(members, parts, strict=True):
+        for name in part.names:
+            held_out_by.setdefault(name, []).append(member.name)
+    clips = merged(parts)
+    names = [[", ".join(held_out_by[name])] for name in clips.names]
     return Source(out_of_fold_figures(members, parts), clips, clips.probs[0, 0], names)
 
 

@@ -13,12 +13,29 @@ import numpy as np
 from cache.cli import InputError
 from infer.engine import Judge
 from infer.ensemble import Ensemble
-from infer.members import shared_clip
+from infer.members import Member, shared_clip
 from infer.options import PredictOptions
 from pipeline.stream import LoudestClip, duration_seconds, read_blocks, windows
 
 HEADER = ["file", "start_s", "end_s", "label", "confidence"]
 _DETECTION = np.dtype([("file", "i4"), ("start_s", "f8"), ("end_s", "f8"), ("target", "i4"), ("confidence", "f4")])
+
+
+def hop_samples(members: Sequence[Member], options: PredictOptions) -> int:
+    """Samples from one window to the next.
+
+    Raises
+    ------
+    InputError : members of different clip lengths, or a hop that leaves gaps
+    """
+    config = shared_clip(members)
+    hop_seconds = config.clip_seconds / 4 if options.hop_seconds is None else options.hop_seconds
+    hop = round(hop_seconds * config.sample_rate)
+    if not 0 < hop <= config.samples:
+        raise InputError(
+            f"--hop-seconds {hop_seconds:g}; expected more than 0 and at most {config.clip_seconds:g}, a clip"
+        )
+    return hop
 
 
 def judge_windows(
@@ -34,18 +51,8 @@ def judge_windows(
     -------
     dict : ``probs`` (n, classes) of each file's loudest window, ``errors`` (n,), and ``windows``: the detections, by
         file (its index in `paths`) and start
-
-    Raises
-    ------
-    InputError : members of different clip lengths, or a hop that leaves gaps
     """
-    config = shared_clip(judge.members)
-    hop_seconds = config.clip_seconds / 4 if options.hop_seconds is None else options.hop_seconds
-    hop = round(hop_seconds * config.sample_rate)
-    if not 0 < hop <= config.samples:
-        raise InputError(
-            f"--hop-seconds {hop_seconds:g}; expected more than 0 and at most {config.clip_seconds:g}, a clip"
-        )
+    config, hop = shared_clip(judge.members), hop_samples(judge.members, options)
     errors = [""] * len(paths)
     spans: collections.deque[tuple] = collections.deque()  # of the items given to the judge: file, start, end, whole?
 

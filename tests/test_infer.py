@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from tests.conftest import RATE, ROOT, SMALL, start, write_corpus
@@ -108,6 +110,8 @@ def test_votes() -> None:
     tie = probs[[0, 2]]
     assert hard_vote(tie)[0].argmax() == 1
     np.testing.assert_allclose(hard_vote(tie)[0], [0.5, 0.5, 0.0], atol=1e-5)
+    assert hard_vote(tie).max() == 0.5
+    assert hard_vote(probs[:2]).max() == 1
 
 
 def test_ranks_give_the_bytes_of_one_process(trained: Path, tmp_path: Path) -> None:
@@ -134,17 +138,62 @@ def test_bad_files_cost_one_row_each(trained: Path, tmp_path: Path) -> None:
     good = next((trained / "data/audio").glob("yes/*.wav"))
     (tmp_path / "garbage.wav").write_bytes(b"RIFF, or so it says")
     (tmp_path / "empty.wav").write_bytes(b"")
+    os.mkfifo(tmp_path / "fifo.wav")
     names = tmp_path / "list.txt"
-    names.write_text(f"{tmp_path}/garbage.wav\n{good}\n{tmp_path}/missing.wav\n{tmp_path}/empty.wav\n")
+    names.write_text("\n".join(f"{tmp_path}/{n}.wav" for n in ("garbage", "missing", "empty", "fifo")) + f"\n{good}\n")
     status, output = command(
         "infer.predict", trained, "--run", "runs/run0", "--input", names, "--output", tmp_path / "out.csv"
     )
     assert status == 1
-    assert "3 could not be read" in output
+    assert "4 could not be read" in output
     rows = rows_of(tmp_path / "out.csv")
-    assert [bool(row["error"]) for row in rows] == [True, False, True, True]
-    assert rows[1]["label"] in WORDS
-    assert "No such file" in rows[2]["error"]
+    assert [bool(row["error"]) for row in rows] == [True] * 4 + [False]
+    assert rows[4]["label"] in WORDS
+    assert "No such file" in rows[1]["error"]
+    assert rows[3]["error"] == "not a regular file"
+
+
+def test_odd_names_are_judged_alike_with_and_without_windows(trained: Path, tmp_path: Path) -> None:
+    """A name that is not UTF-8, a linked label folder and a level beyond full scale change nothing or one row."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(trained / "data/audio/yes")
+    long = np.random.default_rng(0).standard_normal(3 * RATE).astype(np.float32)
+    with open(os.fsencode(tmp_path) + b"/in/a\xff.wav", "wb") as file:
+        soundfile.write(file, long, RATE, format="WAV", subtype="FLOAT")
+    soundfile.write(tmp_path / "in/beyond.wav", long * 2.0**40, RATE, subtype="FLOAT")
+    flags = ("--run", "runs/run0", "--tta", 1, "--input", tmp_path / "in", "--output")
+    assert command("infer.predict", trained, *flags, tmp_path / "a.csv")[0] == 1
+    assert command("infer.predict", trained, *flags, tmp_path / "b.csv", "--windows", tmp_path / "w.csv")[0] == 1
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    lines = (tmp_path / "a.csv").read_bytes().splitlines()[1:]
+    assert len(lines) == 18
+    assert [line for line in lines if b"beyond 2.147" in line] == [line for line in lines if b"beyond.wav" in line]
+    assert lines[0].startswith(b"a\xff.wav,")
+
+
+def test_what_is_read_is_never_written_over(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A table replaces neither a recording, a list, a device nor another table of the same prediction."""
+    from infer.evaluate import main as evaluate
+    from infer.predict import main
+
+    clip = shutil.copy(next((trained / "data/audio").glob("yes/*.wav")), tmp_path / "clip.wav")
+    names, pipe = tmp_path / "list.txt", tmp_path / "pipe"
+    names.write_text(f"{clip}\n")
+    os.mkfifo(pipe)
+    run = ("--run", str(trained / "runs/run0"), "--cache-dir", str(trained / "data/cache"), "--device", "cpu")
+    for more, expected in (
+        (("--output", str(clip)), "is to be read"),
+        (("--output", str(names)), "is to be read"),
+        (("--output", str(pipe)), "not a regular file"),
+        (("--output", str(tmp_path)), "not a regular file"),
+        (("--output", f"{tmp_path}/x.csv", "--probabilities", f"{tmp_path}/./x.csv"), "name the same file"),
+    ):
+        assert main([*run, "--input", str(names), *more]) == 2
+        assert expected in capsys.readouterr().err
+    for path in (pipe, "/dev/full", tmp_path / "no/such.json"):
+        assert evaluate([*run, "--json", str(path)]) == 2
+    assert pipe.is_fifo()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(("block", "times", "tables"), [(512, 60, ()), (8, 12, ("--windows", "--probabilities"))])
@@ -172,6 +221,9 @@ def test_killed_prediction_goes_on_with_resume(
     assert finished
     assert len(finished) < -(-len(listed) // block)
     assert not out.exists()
+    other = start("infer.predict", *flags, *outputs(out), "--resume", "--tta", 1)
+    assert other.wait() == 2
+    assert "begun with other files, members or flags" in other.stdout.read()
     kept = {}
     process = start("infer.predict", *flags, *outputs(out), "--resume")
     while process.poll() is None:
@@ -216,6 +268,11 @@ def test_evaluate_out_of_fold_judges_every_clip_once(trained: Path) -> None:
     right = sum(int((a["logits"].argmax(axis=1) == a["target"]).sum()) for a in arrays)
     assert figures["single"]["accuracy"] == pytest.approx(right / 42)
     assert figures["hard"] is figures["soft"] is figures["soft_tta"] is None
+    runs = ("--run", "runs/run0", "--run", "runs/run1", "--run", "runs/../runs/run0", "--folds", "0,1,0")
+    assert command("infer.evaluate", trained, *runs, "--json", "oof.json")[0] == 0
+    both = json.loads((trained / "oof.json").read_text())
+    assert (both["clips"], len(both["members"])) == (42, 4)
+    assert sum(row["clips"] for row in both["recall"]) == 42
 
 
 def test_evaluate_test_split_and_folder_agree(trained: Path, tmp_path: Path) -> None:
@@ -284,6 +341,26 @@ def test_another_split_is_refused(trained: Path, tmp_path: Path) -> None:
     status, output = command("infer.evaluate", folder, "--run", "runs/run0")
     assert status == 2
     assert "not the split that" in output
+
+
+def test_a_run_that_knows_the_test_clips_is_refused(trained: Path, tmp_path: Path) -> None:
+    """Of several runs none is judged on a split test that it was trained on; other features and folds are no matter."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    listed = folder / "data/audio/testing_list.txt"
+    evaluate = ("--run", "runs/run0", "--folds", 0, "--split", "test", "--run")
+    for mels, cache_dir, tested, expected in (
+        (24, "data/cache", listed.read_text(), None),
+        (16, "other", "", "not the split that runs/run16/fold0/best.pt was trained on"),
+        (20, "data/cache", "", "runs/run20/fold0/best.pt: trained with another split test"),
+    ):
+        listed.write_text(tested)
+        flags = ("--n-mels", mels, "--cache-dir", cache_dir)
+        assert command("pipeline.build_cache", folder, *SMALL, *flags, "--folds", 3)[0] in (0, 1)
+        train = ("--model", "test_resnet", "--epochs", 1, "--batch-size", 8, "--fold", 0, "--name", f"run{mels}")
+        assert command("train.run", folder, *flags, *train)[0] == 0
+        status, output = command("infer.evaluate", folder, *evaluate, f"runs/run{mels}")
+        assert (status, bool(re.search(expected or "", output))) == (2 if expected else 0, True), output
 
 
 def test_pickle_in_a_checkpoint_is_not_executed(trained: Path, tmp_path: Path) -> None:

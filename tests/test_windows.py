@@ -190,3 +190,6 @@ def test_a_hop_beyond_the_clip_is_refused(here: Path, folder: Path, capsys: pyte
     """Windows that leave gaps would miss words."""
     assert main([*FLAGS, "--input", str(folder), "--windows", "w.csv", "--hop-seconds", "1.5"]) == 2
     assert "--hop-seconds 1.5; expected more than 0 and at most 1" in capsys.readouterr().err
+    assert main([*FLAGS, "--input", str(folder), "--windows", "w.csv", "--hop-seconds", "nan"]) == 2
+    assert "--hop-seconds nan; expected more than 0 and at most a clip" in capsys.readouterr().err
+    assert not list(here.glob(".*.parts"))

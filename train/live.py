@@ -17,7 +17,7 @@ _FIXED_WIDTH = 72  # of all columns but the sparkline
 
 def watch(run: str, *, once: bool, seconds: float) -> int:
     """Show a run; live until Ctrl-C on a terminal, once elsewhere; returns the exit status."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if once or not console.is_terminal:
         console.print(_table(run, console.width))
         return 0

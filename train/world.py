@@ -136,8 +136,14 @@ class StopSignal:
         os._exit(128 + number)
 
 
-def run_in_world(device: str, body: Callable[[World], int]) -> int:
+def run_in_world(
+    device: str, body: Callable[[World], int], *, patience: datetime.timedelta = datetime.timedelta(minutes=30)
+) -> int:
     """Run `body` on this rank; show the first error of all ranks once, with its rank.
+
+    Parameters
+    ----------
+    patience : how long a rank waits for the others before it takes them for lost
 
     Returns
     -------
@@ -148,7 +154,7 @@ def run_in_world(device: str, body: Callable[[World], int]) -> int:
     keep_freed_memory()
     world = World(int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), 1, torch.device("cpu"))
     try:
-        with _process_group(world, device):
+        with _process_group(world, device, patience):
             return body(world)
     except (InputError, OSError) as error:
         return _show(world, f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
@@ -176,7 +182,7 @@ def _show(world: World, message: str, *, status: int = EXIT_ERROR, cause: bool =
 
 
 @contextlib.contextmanager
-def _process_group(world: World, device: str) -> Iterator[None]:
+def _process_group(world: World, device: str, patience: datetime.timedelta) -> Iterator[None]:
     """Fill in `world`, and join the process group when torchrun started us."""
     launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
     if launched:
@@ -187,10 +193,9 @@ def _process_group(world: World, device: str) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-    timeout = datetime.timedelta(minutes=30)
     bound = {"device_id": world.device} if world.device.type == "cuda" else {}
     dist.init_process_group(
-        backend, store=world.store, rank=world.rank, world_size=world.world_size, timeout=timeout, **bound
+        backend, store=world.store, rank=world.rank, world_size=world.world_size, timeout=patience, **bound
     )
     yield
     dist.destroy_process_group()

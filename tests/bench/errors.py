@@ -35,16 +35,14 @@ def run(options: Options) -> int:
     import torch
 
     from infer.auditing import suspects
-    from infer.evaluation import held_out
+    from infer.evaluation import held_out, merged
     from infer.inputs import find_member_cache
     from infer.members import load_members
 
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
-    cache = find_member_cache(members, options.cache_dir)
-    judged = [held_out(member, cache) for member in members]
-    names, paths = ([item for clips in judged for item in getattr(clips, key)] for key in ("names", "paths"))
-    probs = np.concatenate([clips.probs[0, 0] for clips in judged])
-    targets = np.concatenate([clips.targets for clips in judged])
+    cache = find_member_cache(members[0], options.cache_dir)
+    clips = merged([held_out(member, cache) for member in members])
+    names, paths, probs, targets = clips.names, clips.paths, clips.probs[0, 0], clips.targets
     wrong, classes = probs.argmax(axis=1) != targets, members[0].classes
     found = np.zeros(len(names), bool)
     found[suspects(probs, targets)[0]] = True
