@@ -2,27 +2,47 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
 
 EXIT_OK, EXIT_INCOMPLETE, EXIT_ERROR = 0, 1, 2
+AT_LEAST_0, AT_LEAST_1 = (0, math.inf), (1, math.inf)
 
 
 class InputError(ValueError):
     """An expected error: its message carries the file, what was found, what was expected and the remedy."""
 
 
-def flag(default: Any, help: str, **kwargs: Any) -> Any:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of a command, each within its limits.
+
+    Raises
+    ------
+    InputError : a value is out of range
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, limits = getattr(self, field.name), field.metadata.get("limits")
+            if limits and not limits[0] <= value <= limits[1]:
+                expected = "{:g} or more" if limits[1] == math.inf else "{:g} to {:g}"
+                raise InputError(f"--{field.name.replace('_', '-')} {value:g}; expected {expected.format(*limits)}")
+
+
+def flag(default: Any, help: str, limits: tuple[float, float] | None = None, **kwargs: Any) -> Any:
     """A dataclass field that :func:`parse_flags` turns into a command-line flag.
 
     Parameters
     ----------
     default : the flag's default; its type is the flag's type unless `type` is given
     help : one line for ``--help``
+    limits : lowest and highest value that :class:`Flags` takes; `AT_LEAST_0` and `AT_LEAST_1` have no highest
     kwargs : passed to ``ArgumentParser.add_argument`` (``type``, ``choices``, ``metavar``, ``action``, …)
     """
-    return dataclasses.field(default=default, metadata={"help": help, **kwargs})
+    return dataclasses.field(default=default, metadata={"help": help, "limits": limits, **kwargs})
 
 
 def parse_flags(options: type, argv: list[str] | None, *, prog: str, description: str) -> dict[str, Any]:
@@ -46,7 +66,7 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
     for field in dataclasses.fields(options):
         if "help" not in field.metadata:
             continue
-        settings = dict(field.metadata)
+        settings = {key: value for key, value in field.metadata.items() if key != "limits"}
         positional = settings.pop("positional", False)
         shown = "" if field.default in (None, False, "", ()) else f" (default: {field.default})"
         settings["help"] = settings["help"].replace("%", "%%") + shown.replace("%", "%%")

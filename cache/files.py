@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file is fsynced before the rename and the folder after it, so that a file that has its final name is whole
     even after a power cut. On an error the temporary file is removed and `path` keeps its old content.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         _fsync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         _fsync(path.parent)
     finally:
@@ -50,10 +47,8 @@ def file_checksum(path: Path) -> str:
     """SHA-256 of a file's content, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        buffer = bytearray(_CHUNK)
-        view = memoryview(buffer)
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -143,9 +138,3 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,7 +4,8 @@
 structured NumPy array whose file name is its checksum, so that table and index always change together.
 """
 
-import os
+import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import atomic_path, file_checksum, read_sealed, write_sealed
+from cache.files import file_checksum, read_sealed, write_atomic, write_sealed
 from cache.rows import allow_open_files, ask_rows, copy_rows, read_rows
 from cache.shard import REBUILD, SCHEMA, MappedShard, map_shard, shard_path
 
@@ -45,20 +46,15 @@ def write_index(folder: Path, clips: np.ndarray, content: dict[str, Any]) -> Non
     clips : np.ndarray [shape=(n_clips,), dtype=clip_dtype(…)]
     content : the index but for ``schema`` and ``clips``
     """
-    staging = Path(folder) / "clips.npy"
-    _save_array(staging, clips)
-    checksum = file_checksum(staging)
+    data = io.BytesIO()
+    np.save(data, clips, allow_pickle=False)
+    checksum = hashlib.sha256(data.getbuffer()).hexdigest()
     table = _table_path(folder, checksum)
-    os.replace(staging, table)
+    write_atomic(table, data.getbuffer())
     content = {"schema": SCHEMA, **content, "clips": {"count": len(clips), "checksum": checksum}}
     write_sealed(Path(folder) / INDEX, content, indent=1)
     for old in set(Path(folder).glob("clips-*.npy")) - {table}:
         old.unlink()
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _table_path(folder: Path, checksum: str) -> Path:

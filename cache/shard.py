@@ -52,18 +52,15 @@ def write_shard(
     path = shard_path(folder, number)
     with atomic_path(path) as temporary:
         offset, nbytes = _create(temporary, number, config, clip_ids)
-        handle = os.open(temporary, os.O_RDWR)
-        try:
-            os.posix_fallocate(handle, 0, offset + nbytes)
-            checksum, written = hashlib.sha256(os.read(handle, offset)), 0
+        with open(temporary, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, offset + nbytes)
+            checksum = hashlib.sha256(file.read(offset))
             for row in rows:
                 assert (row.shape, row.dtype, row.flags.c_contiguous) == (config.row_shape, np.float16, True)
                 data = memoryview(row).cast("B")
                 checksum.update(data)  # while it is in the core's own cache
-                written += _write_all(handle, data)
-            assert written == nbytes, f"{path}: {written} bytes of rows for {nbytes}"
-        finally:
-            os.close(handle)
+                file.write(data)
+            assert file.tell() == offset + nbytes, f"{path}: {file.tell() - offset} bytes of rows for {nbytes}"
     return {"rows": len(clip_ids), "bytes": offset + nbytes, "checksum": checksum.hexdigest()}
 
 
@@ -85,13 +82,6 @@ def _create(path: Path, number: int, config: FeatureConfig, clip_ids: list[str])
         offset, nbytes = dataset.get_offset(), dataset.get_storage_size()
     assert path.stat().st_size <= offset + nbytes, "HDF5 puts what it allocates last at the end"
     return offset, nbytes
-
-
-def _write_all(handle: int, data: memoryview) -> int:
-    total = len(data)
-    while len(data):
-        data = data[os.write(handle, data) :]
-    return total
 
 
 class MappedShard(NamedTuple):

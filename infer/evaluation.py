@@ -13,13 +13,7 @@ from cache.cli import InputError
 from cache.index import Cache
 from infer.engine import Judge
 from infer.ensemble import Ensemble, hard_vote, soft_vote
-from infer.inputs import (
-    Recordings,
-    cached_paths,
-    cached_test_split,
-    find_member_cache,
-    list_recordings,
-)
+from infer.inputs import Recordings, cached_paths, cached_test_split, find_member_cache, list_recordings
 from infer.members import Member, load_members
 from infer.options import EnsembleOptions, EvaluateOptions, LabelledOptions
 from infer.scoring import Accuracy, accuracy_of, confusions, recalls, reliability

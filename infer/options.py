@@ -5,7 +5,7 @@ import math
 import os
 from pathlib import Path
 
-from cache.cli import InputError, flag
+from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, flag
 from train.options import TrainOptions
 
 _TRAIN = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
@@ -17,7 +17,7 @@ def trained_runs(runs_dir: str | Path) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MemberOptions:
+class MemberOptions(Flags):
     """Which members are meant."""
 
     run: tuple[str, ...] = flag(
@@ -31,6 +31,7 @@ class MemberOptions:
     cache_dir: str = flag("data/cache", "where cache folders are, for the split test")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.folds not in ("all", "none") and not all(part.isdecimal() for part in self.folds.split(",")):
             raise InputError(f"--folds {self.folds}; expected all, none, or numbers such as 0,2")
 
@@ -49,16 +50,10 @@ class MemberOptions:
 class EnsembleOptions(MemberOptions):
     """How members are combined."""
 
-    tta: int = flag(4, "test-time views of each clip (1: the clip itself only)")
+    tta: int = flag(4, "test-time views of each clip (1: the clip itself only)", AT_LEAST_1)
     ensemble: str = flag("soft", "mean of probabilities, or majority vote", choices=("soft", "hard"))
-    batch_size: int = flag(64, "clips in a forward pass")
+    batch_size: int = flag(64, "clips in a forward pass", AT_LEAST_1)
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("tta", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}; expected 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +63,7 @@ class PredictOptions(EnsembleOptions):
     input: str = flag("data/test", "a folder (searched below), a recording, or a text file with a path per line")
     output: str = flag("predictions.csv", "table of file, label, confidence, error")
     probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
-    min_confidence: float = flag(0.0, "judge as unknown what is less certain than this; infer.report shows the choice")
+    min_confidence: float = flag(0.0, "judge as unknown what is less certain; infer.report shows the choice", (0, 1))
     resume: bool = flag(False, "go on from what an interrupted prediction has finished")
     windows: str | None = flag(
         None,
@@ -77,13 +72,10 @@ class PredictOptions(EnsembleOptions):
         metavar="FILE",
     )
     hop_seconds: float | None = flag(None, "from one window to the next (default: a quarter of a clip)", type=float)
-    window_confidence: float = flag(0.5, "a window that is less certain is not written")
+    window_confidence: float = flag(0.5, "a window that is less certain is not written", (0, 1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("min_confidence", "window_confidence"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name):g}; expected 0 to 1")
         if self.hop_seconds is not None and not self.windows:
             raise InputError("--hop-seconds needs --windows FILE")
         if self.hop_seconds is not None and not 0 < self.hop_seconds < math.inf:
@@ -144,14 +136,12 @@ class ExportOptions(EnsembleOptions):
         "<label>/ folders give accuracies",
         metavar="FOLDER",
     )
-    check_clips: int = flag(64, "how many of them")
+    check_clips: int = flag(64, "how many of them", AT_LEAST_1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.int8 and self.format != "onnx":
             raise InputError("--int8 needs --format onnx")
-        if self.check_clips < 1:
-            raise InputError(f"--check-clips {self.check_clips}; expected 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,9 +150,4 @@ class ReportOptions(LabelledOptions):
 
     split: str = flag("auto", "auto: the test split and out of fold, what there is", choices=("auto", "oof", "test"))
     output: str = flag("report.html", "the page")
-    worst: int = flag(50, "clips to embed per source: those judged most confidently wrong")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.worst < 0:
-            raise InputError(f"--worst {self.worst}; expected 0 or more")
+    worst: int = flag(50, "clips to embed per source: those judged most confidently wrong", AT_LEAST_0)

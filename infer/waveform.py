@@ -18,7 +18,7 @@ from cache.config import FeatureConfig
 from infer.members import Member, shared_clip
 from infer.views import SHIFT, SNR_DB, white_noise
 from pipeline.features import AMIN
-from pipeline.filterbank import hann_window, mel_filterbank
+from pipeline.filterbank import mel_filterbank
 
 
 class GraphLogMel(nn.Module):
@@ -41,7 +41,7 @@ class GraphLogMel(nn.Module):
         self.config, self.p, self.q = config, p, q
         self.grain = math.gcd(hop, n_fft)  # frames are gathered in pieces of so many samples
         pieces = np.arange(config.n_frames)[:, None] * (hop // self.grain) + np.arange(n_fft // self.grain)
-        window = hann_window(n_fft)
+        window = torch.hann_window(n_fft, dtype=torch.float64).numpy()
         turn = 2 * np.pi * (np.outer(remainders, np.arange(p)) % p) / p
         first = np.stack([np.cos(turn), -np.sin(turn)], axis=1)  # (remainders, re and im, p)
         bins = remainders[:, None] + p * np.arange(q)  # (remainders, q)

@@ -50,10 +50,7 @@ def download_corpus(url: str, sha256: str, out: Path, *, pause_seconds: float = 
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError(f"{url}: expected an address that starts with http:// or https://")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with (
-        new_folder(out) as folder,
-        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
-    ):
+    with new_folder(out) as folder, Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         archive = folder.parent / f".{out.name}.{PurePosixPath(urlsplit(url).path).name}.part"
         if not archive.exists() or file_checksum(archive) != sha256:
             fetch(url, archive, progress, pause_seconds)

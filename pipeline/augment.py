@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cache.config import FeatureConfig
+
 
 def time_shift(samples: np.ndarray, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> np.ndarray:
     """Shift by up to a tenth of the clip to either side; zeros move in."""
@@ -42,25 +44,24 @@ AUGMENTS = {
 }
 
 
-def augment_view(
-    samples: np.ndarray, augment: str, *, seed: int, clip_id: str, view: int, noises: Sequence[np.ndarray]
+def render_view(
+    samples: np.ndarray, config: FeatureConfig, clip_id: str, view: int, noises: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Render an augmented view; its random stream depends on (seed, clip_id, view) alone.
+    """Render a view: 0 is the clip, others are augmented; their random stream depends on (seed, clip_id, view) alone.
 
     Parameters
     ----------
     samples : np.ndarray [shape=(samples,), dtype=float32]
-    augment : a name in `AUGMENTS`
-    view : 1 or more; view 0 is the clip itself
+    config : its augment and seed are used
     noises : background recordings, each at least as long as the clip
 
     Returns
     -------
     np.ndarray [shape=(samples,), dtype=float32]
     """
-    key = hashlib.sha256(f"{seed}/{view}/{clip_id}".encode()).digest()
+    key = hashlib.sha256(f"{config.seed}/{view}/{clip_id}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
-    for function in AUGMENTS[augment]:
+    for function in AUGMENTS[config.augment] if view else ():
         samples = function(samples, rng, noises)
     return samples
 

@@ -47,7 +47,8 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
     folder = Path(options.cache_dir) / config.folder_name
     with _writing(folder):
         sources = read_sources(folder, config)
-        _check_same_corpus(folder, audio_dir, listing, sources)
+        if len(sources.clips) and not np.isin(listing["clip_id"], sources.clips["clip_id"]).any():
+            raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
         if options.check_content:
             for number in content_changed(sources, listing, audio_dir):
                 sidecar_path(folder, number).unlink()
@@ -112,11 +113,6 @@ def feature_config(options: BuildOptions) -> FeatureConfig:
     )
     mel_filterbank(config)
     return config
-
-
-def _check_same_corpus(folder: Path, audio_dir: Path, listing: np.ndarray, sources: Sources) -> None:
-    if len(sources.clips) and not np.isin(listing["clip_id"], sources.clips["clip_id"]).any():
-        raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
 
 
 def plan_shards(

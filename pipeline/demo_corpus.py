@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError, flag, parse_flags, run_main
+from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, flag, parse_flags, run_main
 from pipeline.archive import new_folder
 from pipeline.speech import ACCENTS, WORDS, Voice, background_noises, speak_clips, voice_variants, write_wav
 
@@ -22,24 +22,22 @@ _TEST_SHARE = 0.2  # of the voice variants
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SpeakOptions(Flags):
     """What to speak, and where to."""
 
     out: str = flag("data/audio", "folder for the training clips, <label>/*.wav; must not exist or be empty")
     test_out: str = flag("data/test", "folder for the clips of unheard voices, <label>/*.wav")
-    speakers: int = flag(100, "speakers in --out, each an accent and a voice variant")
-    test_speakers: int = flag(20, "speakers in --test-out, each speaking each word once")
-    clips_per_word: int = flag(3, "clips of each word by each speaker in --out")
+    speakers: int = flag(100, "speakers in --out, each an accent and a voice variant", AT_LEAST_1)
+    test_speakers: int = flag(20, "speakers in --test-out, each speaking each word once", AT_LEAST_1)
+    clips_per_word: int = flag(3, "clips of each word by each speaker in --out", AT_LEAST_1)
     words: str = flag("", "comma-separated words (default: the 30 of Speech Commands v0.01)")
     jobs: int = flag(-1, "processes; -1: one for each core")
-    seed: int = flag(0, "seed of the voices and of everything that varies")
+    seed: int = flag(0, "seed of the voices and of everything that varies", AT_LEAST_0)
 
     def __post_init__(self) -> None:
-        for name in ("speakers", "test_speakers", "clips_per_word"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
-        if self.jobs == 0 or self.seed < 0:
-            raise InputError(f"--jobs {self.jobs} --seed {self.seed}: jobs must not be 0 and seed not negative")
+        super().__post_init__()
+        if self.jobs == 0:
+            raise InputError("--jobs 0; expected a number of processes, or -1 for all cores")
         words = self.word_list
         if len(set(words)) < len(words) or not all(word.isalpha() for word in words):
             raise InputError(f"--words {self.words}: expected different words of letters, such as --words yes,no")
@@ -56,11 +54,11 @@ class Options:
 def main(argv: list[str] | None = None) -> int:
     """Speak the corpus and say what to type next."""
     prog = "python -m pipeline.demo_corpus"
-    flags = parse_flags(Options, argv, prog=prog, description="Speak a demo corpus with eSpeak NG.")
-    return run_main(lambda: _speak_corpus(Options(**flags)))
+    flags = parse_flags(SpeakOptions, argv, prog=prog, description="Speak a demo corpus with eSpeak NG.")
+    return run_main(lambda: _speak_corpus(SpeakOptions(**flags)))
 
 
-def _speak_corpus(options: Options) -> int:
+def _speak_corpus(options: SpeakOptions) -> int:
     started = time.monotonic()
     words = options.word_list
     heard, unheard = plan_voices(voice_variants(), options.speakers, options.test_speakers, options.seed)
@@ -131,7 +129,7 @@ def _write_noises(folder: Path, seed: int) -> None:
         write_wav(folder / f"{name}.wav", samples)
 
 
-def _speak_all(tasks: list[tuple[Voice, Path, int]], words: list[str], options: Options) -> int:
+def _speak_all(tasks: list[tuple[Voice, Path, int]], words: list[str], options: SpeakOptions) -> int:
     """Run :func:`speak_clips` for every (voice, folder, clips per word) in processes; returns the clips written."""
     import joblib
     from rich.console import Console

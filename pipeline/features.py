@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cache.config import FeatureConfig
-from pipeline.filterbank import hann_window, mel_filterbank
+from pipeline.filterbank import mel_filterbank
 
 _BLOCK = 4  # neighbouring mel filters in one matrix product: OpenBLAS's small products beat MKL's at 4 and 5 only
 _ALIGN = 8  # bins: products over whole vectors (and some zeros) take a fifth less time
@@ -39,7 +39,7 @@ class LogMel:
         self._filters = mel_filterbank(config) if filters is None else filters
         self.config, self.at_once = config, max(1, _FRAMES // config.n_frames)
         self._range = 10 ** (-config.top_db / 10)  # of power
-        self._window = torch.from_numpy(hann_window(config.n_fft).astype(np.float32))
+        self._window = torch.hann_window(config.n_fft, dtype=torch.float64).float()
         self._buffers: dict[int, _Buffers] = {}
 
     def __call__(self, clips: Sequence[np.ndarray], out: Sequence[torch.Tensor]) -> None:

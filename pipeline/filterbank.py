@@ -32,11 +32,6 @@ def mel_filterbank(config: FeatureConfig) -> np.ndarray:
     raise InputError(f"n_mels {config.n_mels} with n_fft {config.n_fft} leaves {empty} mel filters empty; {remedy}")
 
 
-def hann_window(n_fft: int) -> np.ndarray:
-    """The periodic Hann window, librosa's default [shape=(n_fft,), dtype=float64]."""
-    return 0.5 - 0.5 * np.cos(2 * np.pi / n_fft * np.arange(n_fft))
-
-
 def _librosa_mel(config: FeatureConfig, n_fft: int) -> np.ndarray:
     import librosa
 

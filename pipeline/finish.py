@@ -113,12 +113,8 @@ def plan_split(
         raise InputError(f"{audio_dir}: {found}; a classifier needs recordings of two or more labels")
     speakers = scan.speakers_of(clip_ids)
     official = options.split == "official"
-    settings = {
-        "split": options.split,
-        "folds": 1 if official else options.folds,
-        "group_by": options.group_by,
-        "seed": options.seed,
-    }
+    settings = {key: getattr(options, key) for key in ("split", "folds", "group_by", "seed")}
+    settings["folds"] = 1 if official else options.folds
     parts, folds = split.split_clips(
         clip_ids,
         targets,

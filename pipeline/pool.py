@@ -35,8 +35,6 @@ def run_tasks(
     left, deaths = {task.number: task for task in tasks}, 0
     client = _dask_client(scheduler) if backend == "dask" else None
     config = {"backend": backend, "n_jobs": jobs, **({} if client else {"inner_max_num_threads": 1})}
-    if jobs == 1 and not client:
-        config = {"backend": "sequential"}
     try:
         while left:
             try:

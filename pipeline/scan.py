@@ -111,9 +111,5 @@ def noise_files(audio_dir: Path) -> list[Path]:
 
 def noise_digest(files: list[Path]) -> str:
     """Digest of the content of the background recordings; empty where there are none."""
-    if not files:
-        return ""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
+    return hashlib.sha256(digests).hexdigest()[:16] if files else ""

@@ -61,14 +61,8 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
                 task.folder, task.number, task.config, [name for name, _ in clips], _render(task, clips)
             )
         _, hashes, flags, reasons = zip(*loaded, strict=True)
-        sources = {
-            "clip_id": names,
-            "size": task.listing["size"].tolist(),
-            "mtime_ns": task.listing["mtime_ns"].tolist(),
-            "sha256": hashes,
-            "flags": flags,
-            "reason": reasons,
-        }
+        sources = {key: task.listing[key].tolist() for key in ("size", "mtime_ns")}
+        sources |= {"clip_id": names, "sha256": hashes, "flags": flags, "reason": reasons}
         content = {"digest": task.config.digest, **entry, "versions": library_versions(), "clips": sources}
         write_sidecar(task.folder, task.number, content)
     return task.number, len(names), len(names) - len(clips)
@@ -100,7 +94,7 @@ def _render(task: ShardTask, clips: list[tuple[str, np.ndarray]]) -> Iterator[np
     """Yield the row of each clip, in reused memory [shape=(num_views, n_mels, n_frames), dtype=float16]."""
     import torch
 
-    from pipeline.augment import augment_view
+    from pipeline.augment import render_view
     from pipeline.features import LogMel
 
     config = task.config
@@ -110,13 +104,11 @@ def _render(task: ShardTask, clips: list[tuple[str, np.ndarray]]) -> Iterator[np
     out, rows = buffer.flatten(0, 1).unbind(), buffer.numpy()
     for first in range(0, len(clips), together):
         _stop_if_orphan()
-        views = []
-        for name, samples in clips[first : first + together]:
-            views.append(samples)
-            for view in range(1, config.num_views):
-                views.append(
-                    augment_view(samples, config.augment, seed=config.seed, clip_id=name, view=view, noises=noises)
-                )
+        views = [
+            render_view(samples, config, name, view, noises)
+            for name, samples in clips[first : first + together]
+            for view in range(config.num_views)
+        ]
         log_mel(views, out)
         yield from rows[: len(views) // config.num_views]
 

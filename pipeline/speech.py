@@ -185,11 +185,7 @@ def background_noises(rng: np.random.Generator, *, seconds: int = 20) -> dict[st
     n = SAMPLE_RATE * seconds
     frequency = np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 20)  # Hz
     noises = {}
-    for name, slope in (
-        ("white_noise", 0.0),
-        ("pink_noise", 0.5),
-        ("brown_noise", 1.0),
-    ):  # power falls with f^(2·slope)
+    for name, slope in {"white_noise": 0.0, "pink_noise": 0.5, "brown_noise": 1.0}.items():  # f^-slope
         noises[name] = np.fft.irfft(np.fft.rfft(rng.standard_normal(n)) / frequency**slope, n)
     time = np.arange(n) / SAMPLE_RATE  # seconds
     hum = sum(np.sin(2 * np.pi * 50 * k * time + rng.uniform(0, 2 * np.pi)) / k for k in range(1, 9))

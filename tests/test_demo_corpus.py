@@ -130,11 +130,11 @@ def test_existing_output_is_kept(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--speakers", "0"], "--speakers 0: at least 1 is needed"),
+        (["--speakers", "0"], "--speakers 0; expected 1 or more"),
         (["--speakers", "5000"], "--speakers 5000: there are"),
         (["--words", "yes,../no"], "expected different words of letters"),
         (["--test-out", "data/audio/test"], "must lie apart"),
-        (["--jobs", "0"], "jobs must not be 0"),
+        (["--jobs", "0"], "--jobs 0; expected a number"),
     ],
 )
 def test_bad_flags(capsys, flags, expected):
@@ -145,7 +145,7 @@ def test_bad_flags(capsys, flags, expected):
 
 def test_default_is_the_public_vocabulary():
     """Without --words the thirty words of Speech Commands v0.01 are spoken."""
-    assert demo_corpus.Options().word_list == list(WORDS)
+    assert demo_corpus.SpeakOptions().word_list == list(WORDS)
     assert len(set(WORDS)) == 30
 
 

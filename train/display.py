@@ -15,8 +15,7 @@ class Display:
 
     def __init__(self, speaks: bool) -> None:
         self._console = Console(quiet=not speaks, soft_wrap=True, highlight=False, markup=False)
-        self._speaks = speaks
-        self._progress = Progress(
+        self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[numbers]}"),
@@ -25,7 +24,7 @@ class Display:
             transient=True,
             disable=not speaks or not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("", numbers="")
+        self._task = self.progress.add_task("", numbers="")
         self._shown = self._started = time.monotonic()
         self._first_step = 0
 
@@ -45,20 +44,13 @@ class Display:
             f"{len(fold.training):,} training and {len(fold.validation):,} validation clips {place}{kept}, "
             f"{trainer.world.world_size} x {trainer.world.device.type} -> {record.folder}"
         )
-        self._progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
+        self.progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
         self._first_step, self._started = trainer.step, time.monotonic()
-
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
 
     def step(self, trainer) -> None:
         """Advance the live line, at most twice a second."""
         now = time.monotonic()
-        if self._progress.disable or now - self._shown < _EVERY_SECONDS:
+        if self.progress.disable or now - self._shown < _EVERY_SECONDS:
             return
         self._shown = now
         losses, correct, clips, *_ = trainer.peek()
@@ -66,7 +58,7 @@ class Display:
         numbers = f"lr {trainer.learning_rate(trainer.step):.1e}  {rate:,.0f} clips/s"
         if clips:
             numbers = f"loss {losses / clips:.4f}  accuracy {correct / clips:.4f}  " + numbers
-        self._progress.update(
+        self.progress.update(
             self._task,
             completed=trainer.step,
             description=f"epoch {trainer.epoch + 1}/{trainer.options.epochs}",
@@ -75,8 +67,8 @@ class Display:
 
     def validating(self) -> None:
         """Say that the epoch's steps are done and its validation runs."""
-        if not self._progress.disable:
-            self._progress.update(self._task, numbers="validating")
+        if not self.progress.disable:
+            self.progress.update(self._task, numbers="validating")
 
     def epoch(self, entry: dict, better: bool) -> None:
         """Print the line of a finished epoch."""

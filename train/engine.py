@@ -152,21 +152,17 @@ class Trainer:
         (found,) = self.scaler._found_inf_per_device(self.optimizer).values()  # before update(), which forgets it
         self.scaler.update(None if self._dtype == torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(losses.detach(), logits.detach(), targets, skipped=found > 0)
+        skipped = found > 0
+        torch.where(skipped, self._buffers_before, self._buffers, out=self._buffers)
+        correct = (logits.detach().argmax(dim=1) == targets).double().sum()
+        seen = torch.stack([losses.detach().double().sum(), correct, torch.full_like(correct, len(losses))])
+        self.sums += torch.where(skipped, 0.0, seen)
+        self.skipped[0] += skipped
+        self.skipped[1] = (self.skipped[1] + 1) * skipped
         if self.ema is not None:
             decay = ema_decay(self.step, limit=self.options.ema)
             torch._foreach_lerp_(self._averages, [tensor.detach() for tensor in self._moving], 1 - decay)
         self.step += 1
-
-    def _count(
-        self, losses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, *, skipped: torch.Tensor
-    ) -> None:
-        torch.where(skipped, self._buffers_before, self._buffers, out=self._buffers)
-        correct = (logits.argmax(dim=1) == targets).sum()
-        seen = torch.stack([losses.double().sum(), correct.double(), torch.ones_like(correct).double() * len(losses)])
-        self.sums += torch.where(skipped, 0.0, seen)
-        self.skipped[0] += skipped
-        self.skipped[1] = (self.skipped[1] + 1) * skipped
 
     def peek(self) -> list[float]:
         """Sums and skipped steps as of a few steps ago, without waiting for the device.
@@ -198,7 +194,7 @@ class Trainer:
             ``target`` (n,) int64, sorted by clip
         """
         model = self.evaluated().eval()
-        self.world.broadcast(self._averages[-1:])  # BatchNorm's statistics: each rank has seen other clips
+        self.world.broadcast(self._averages[-1])  # BatchNorm's statistics: each rank has seen other clips
         clips, logits = [np.empty(0, np.int64)], [torch.empty(0, len(self.cache.classes))]
         local = max(1, self.options.batch_size // self.world.world_size)
         with torch.inference_mode(), autocast(self.world.device, self._dtype):

@@ -3,18 +3,15 @@
 import dataclasses
 from typing import Any
 
-from cache.cli import InputError, flag
+from cache.cli import Flags, InputError, flag
 from train.recipes import RECIPES
 
-_FREE = {  # flags that a resumed run may change; the cache's digests stand for its own
-    *("cache_dir", "cache", "n_mels", "width"),
-    *("fold", "runs_dir", "name", "recipe"),
-    *("device", "checkpoint_minutes", "patience", "tensorboard"),
-}
+# flags that a resumed run may change; the cache's digests stand for its own
+_FREE = "cache_dir cache n_mels width fold runs_dir name recipe device checkpoint_minutes patience tensorboard".split()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(Flags):
     """Flags of ``python -m train.run``."""
 
     cache_dir: str = flag("data/cache", "where cache folders are")
@@ -24,61 +21,38 @@ class TrainOptions:
     fold: str = flag("0", "the fold to hold out; all: every fold in turn; none: train on everything", metavar="K")
     model: str = flag("dla60_res2next", "any timm model")
     recipe: str | None = flag(None, "named settings; see python -m train.recipes", metavar="NAME")
-    epochs: int = flag(40, "passes over the training clips")
-    batch_size: int = flag(320, "global batch, over all ranks")
-    lr: float = flag(2e-3, "peak learning rate")
-    warmup_epochs: float = flag(2.0, "epochs of linear warm-up before the cosine decay")
-    weight_decay: float = flag(0.05, "AdamW weight decay (not on norms and biases)")
+    epochs: int = flag(40, "passes over the training clips", (1, 10_000))
+    batch_size: int = flag(320, "global batch, over all ranks", (1, 1_000_000))
+    lr: float = flag(2e-3, "peak learning rate", (1e-9, 100))
+    warmup_epochs: float = flag(2.0, "epochs of linear warm-up before the cosine decay", (0, 10_000))
+    weight_decay: float = flag(0.05, "AdamW weight decay (not on norms and biases)", (0, 10))
     loss: str = flag("cross_entropy", "a name in train.losses.LOSSES", metavar="NAME")
-    label_smoothing: float = flag(0.0, "share of the target spread over all classes")
-    ohem: float = flag(1.0, "share of the batch, the hardest clips, that the loss keeps")
-    balance: float = flag(0.0, "weigh classes by their number of clips to minus this power (1: all classes alike)")
+    label_smoothing: float = flag(0.0, "share of the target spread over all classes", (0, 0.99))
+    ohem: float = flag(1.0, "share of the batch, the hardest clips, that the loss keeps", (0.01, 1))
+    balance: float = flag(0.0, "weigh classes by their number of clips to minus this (1: all classes alike)", (0, 2))
     teacher: str | None = flag(None, "also learn from what this run's folds said out of fold", metavar="RUN")
-    teacher_share: float = flag(0.5, "share of the target that is the teacher's probabilities")
-    mixup: float = flag(0.2, "alpha of mixup (0: off)")
-    spec_augment: float = flag(0.15, "largest share of mels, and of frames, that a mask hides (0: off)")
-    time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)")
-    ema: float = flag(0.999, "decay of the weights' moving average, which is validated and saved (0: off)")
-    hold_back: float = flag(0.02, "share of the clips, whole speakers, kept from all folds for infer.calibrate")
-    drop_path: float = flag(0.0, "rate of stochastic depth, for models that have it")
+    teacher_share: float = flag(0.5, "share of the target that is the teacher's probabilities", (0, 1))
+    mixup: float = flag(0.2, "alpha of mixup (0: off)", (0, 100))
+    spec_augment: float = flag(0.15, "largest share of mels, and of frames, that a mask hides (0: off)", (0, 0.9))
+    time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)", (0, 0.5))
+    ema: float = flag(0.999, "decay of the weights' average, which is validated and saved (0: off)", (0, 0.999999))
+    hold_back: float = flag(0.02, "share of the clips, by speaker, kept from all folds for infer.calibrate", (0, 0.5))
+    drop_path: float = flag(0.0, "rate of stochastic depth, for models that have it", (0, 0.9))
     weights: str | None = flag(None, "start from a local weights file", metavar="FILE")
     pretrained: bool = flag(False, "start from timm's pretrained weights (downloads)")
     amp: str = flag("auto", "mixed precision", choices=("auto", "bf16", "fp16", "off"))
     memory_format: str = flag("auto", "memory format", choices=("auto", "contiguous", "channels_last"))
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
     compile: bool = flag(False, "compile the model with torch.compile")
-    patience: int = flag(0, "stop after this many epochs without a better validation (0: never)")
-    checkpoint_minutes: float = flag(10.0, "minutes between checkpoints within an epoch")
+    patience: int = flag(0, "stop after this many epochs without a better validation (0: never)", (0, 10_000))
+    checkpoint_minutes: float = flag(10.0, "minutes between checkpoints within an epoch", (0, 100_000))
     tensorboard: bool = flag(False, "also write TensorBoard event files into the fold's folder (extra [tensorboard])")
     runs_dir: str = flag("runs", "where run folders are")
     name: str | None = flag(None, "name of the run (default: model-n_mels x width)")
-    seed: int = flag(0, "seed of weights, order and augmentation")
+    seed: int = flag(0, "seed of weights, order and augmentation", (0, 2**32 - 1))
 
     def __post_init__(self) -> None:
-        limits = {
-            "epochs": (1, 10_000),
-            "batch_size": (1, 1_000_000),
-            "lr": (1e-9, 100),
-            "label_smoothing": (0, 0.99),
-            "ohem": (0.01, 1),
-            "balance": (0, 2),
-            "drop_path": (0, 0.9),
-            "teacher_share": (0, 1),
-            "hold_back": (0, 0.5),
-            "mixup": (0, 100),
-            "spec_augment": (0, 0.9),
-            "time_roll": (0, 0.5),
-            "ema": (0, 0.999999),
-            "warmup_epochs": (0, 10_000),
-            "weight_decay": (0, 10),
-            "patience": (0, 10_000),
-            "checkpoint_minutes": (0, 100_000),
-            "seed": (0, 2**32 - 1),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(f"--{name.replace('_', '-')} {value:g} is out of range; expected {low:g} to {high:g}")
+        super().__post_init__()
         if self.fold not in ("all", "none") and not self.fold.isdecimal():
             raise InputError(f"--fold {self.fold}; expected a number, all or none")
         if self.fold.isdecimal():

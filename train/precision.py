@@ -40,7 +40,7 @@ def choose_memory_format(
         return torch.channels_last
     seconds = {name: _time_steps(model, world, size, dtype, options, chosen) for name, chosen in formats.items()}
     fastest = torch.tensor(int(seconds["channels_last"] < seconds["contiguous"]), device=world.device)
-    world.broadcast([fastest])
+    world.broadcast(fastest)
     return formats["channels_last" if int(fastest) else "contiguous"]
 
 

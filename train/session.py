@@ -37,7 +37,12 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
     with opened_for_writing(record.folder) if world.speaks else contextlib.nullcontext():
         world.barrier()
         saved = record.load()
-        _check_same_for_all(world, record, saved)
+        steps = world.gather(saved and saved["state"]["step"])
+        if len(set(steps)) > 1:
+            raise InputError(
+                f"{record.folder}: ranks see different checkpoints, at steps {steps}; "
+                "--runs-dir must be on a file system that all hosts share"
+            )
         if saved and record.finished(saved["epochs_logged"]):
             display.line(f"fold {fold_name} is finished: {record.describe_best()} ({record.folder})")
             return 0
@@ -55,15 +60,6 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
         return _Session(trainer, record, display).run(stop)
 
 
-def _check_same_for_all(world: World, record: Record, saved: dict[str, Any] | None) -> None:
-    steps = world.gather(saved and saved["state"]["step"])
-    if steps.count(steps[0]) != len(steps):
-        raise InputError(
-            f"{record.folder}: ranks see different checkpoints, at steps {steps}; "
-            "--runs-dir must be on a file system that all hosts share"
-        )
-
-
 def _describe_resume(fold_name: str, trainer: Trainer, ranks: int) -> str:
     line = f"fold {fold_name}: resuming at epoch {trainer.epoch + 1}, step {trainer.step}"
     if ranks != trainer.world.world_size:
@@ -78,16 +74,15 @@ class _Session:
         self.trainer, self.record, self.display = trainer, record, display
         self.options, self.world = record.options, trainer.world
         self._saved_at = time.monotonic()
-        self._events = None
-        if self.options.tensorboard and self.world.speaks:
-            self._events = open_events(record.folder, trainer.step)
+        wanted = self.options.tensorboard and self.world.speaks
+        self._events = open_events(record.folder, trainer.step) if wanted else None
 
     def run(self, stop: StopSignal) -> int:
         """Train to the end; returns the exit status."""
         trainer, agreement = self.trainer, Agreement(self.world)
         self.display.begin(trainer, self.record)
         self._start_clock()
-        with self.display:
+        with self.display.progress:
             for features, clips in trainer.batches.steps(trainer.step, trainer.total_steps):
                 trainer.train_step(features, clips)
                 self.display.step(trainer)

@@ -5,20 +5,16 @@ python -m train.watch runs/dla60_res2next-224x224
 
 import dataclasses
 
-from cache.cli import InputError, flag, parse_flags, run_main
+from cache.cli import Flags, flag, parse_flags, run_main
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WatchOptions:
+class WatchOptions(Flags):
     """Flags of ``python -m train.watch``."""
 
     run: str = flag("", "a run folder, such as runs/dla60_res2next-224x224", positional=True)
     once: bool = flag(False, "print the present state and leave")
-    seconds: float = flag(2.0, "between two looks at the run")
-
-    def __post_init__(self) -> None:
-        if not 0.1 <= self.seconds <= 3600:
-            raise InputError(f"--seconds {self.seconds:g} is out of range; expected 0.1 to 3600")
+    seconds: float = flag(2.0, "between two looks at the run", (0.1, 3600))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -52,11 +52,10 @@ class World:
             )
         return batch_size // self.world_size
 
-    def broadcast(self, tensors: list[torch.Tensor]) -> None:
+    def broadcast(self, tensor: torch.Tensor) -> None:
         """Give every rank rank 0's values, in place."""
         if self.world_size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, 0)
 
     def gather(self, value: object) -> list:
         """Every rank's `value` (plain types and CPU tensors), in order of rank, on every rank."""
@@ -241,8 +240,7 @@ def _choose_device(world: World, device: str) -> torch.device:
 
 def _die_with_parent() -> None:
     """Have the kernel kill this process when torchrun's agent dies (Linux; prctl(2), PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
