@@ -43,8 +43,9 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
             remove_leftovers(folder)
             yield
     except OSError as error:
-        if error.filename and not Path(error.filename).is_relative_to(folder):
-            raise
+        where = Path(error.filename or folder)
+        if not (where.is_relative_to(folder) or folder.is_relative_to(where)):
+            raise  # of the cache, say
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space, and the same command continues from the last checkpoint"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
