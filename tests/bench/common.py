@@ -58,18 +58,22 @@ def one_core() -> None:
     threadpool_limits(1)
 
 
-def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each contestant in each of some rounds, in which all take their turn; one round warms up.
+def interleaved(
+    contestants: dict[str, Callable[[], Any]], rounds: int, *, on_gpu: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each of some rounds, in which all take their turn; one round warms up.
 
-    CPU time leaves out what other processes on a shared machine took of the core.
+    On the CPU these are CPU seconds, which leave out what other processes on a shared machine took of the core; a GPU
+    is not in them, so there it is wall time.
     """
+    clock = time.perf_counter if on_gpu else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():
-            started = time.process_time()
+            started = clock()
             run()
             if turn:
-                seconds[name].append(time.process_time() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

@@ -93,6 +93,7 @@ def measure(options: argparse.Namespace, work: Path) -> list[Result]:
             "plain": lambda: plain_loop(paths, members, views, options.batch_size, device),
         },
         options.rounds,
+        on_gpu=device.type == "cuda",
     )
     judge.close()
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"

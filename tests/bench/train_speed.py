@@ -77,7 +77,7 @@ def loop_against_ceiling(work: Path, model: tuple[str, int, int], options, devic
         trainer = make_trainer(work, model, options, device)
         loop = Loop(trainer, options.steps)
         turns = {"refill": loop.refill, "fed": loop.fed, "ceiling": loop.ceiling}
-        seconds = interleaved(turns, options.rounds)
+        seconds = interleaved(turns, options.rounds, on_gpu=device.type == "cuda")
         loop.close()
         clips = options.steps * batch_size
         rate = clips / statistics.median(seconds["ceiling"])
