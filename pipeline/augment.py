@@ -59,9 +59,11 @@ def render_view(
     -------
     np.ndarray [shape=(samples,), dtype=float32]
     """
+    if view == 0:
+        return samples
     key = hashlib.sha256(f"{config.seed}/{view}/{clip_id}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
-    for function in AUGMENTS[config.augment] if view else ():
+    for function in AUGMENTS[config.augment]:
         samples = function(samples, rng, noises)
     return samples
 
