@@ -46,7 +46,8 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     members = load_members(options.run_folders, options.folds, world.device)
     if options.input is None and options.split == "oof":
         cache = find_member_cache(members[0], options.cache_dir)
-        return out_of_fold_figures(members, [held_out(member, cache) for member in members])
+        judged = [held_out(member, cache) for member in members]
+        return out_of_fold_figures(members, judged, merged(judged))
     judged = judge_labelled(members, labelled_recordings(members, options), options, world.device)
     return ensemble_figures(members, judged, options.input or "the split test")
 
@@ -129,9 +130,9 @@ def judge_labelled(
     )
 
 
-def out_of_fold_figures(members: list[Member], judged: list[JudgedClips]) -> dict[str, Any]:
-    """The figures of every clip judged by the member of each run that never saw its speaker."""
-    classes, clips = members[0].classes, merged(judged)
+def out_of_fold_figures(members: list[Member], judged: list[JudgedClips], clips: JudgedClips) -> dict[str, Any]:
+    """Figures of every clip judged by the member of each run that never saw its speaker; `clips`: all, merged."""
+    classes = members[0].classes
     best, targets = clips.probs[0, 0].argmax(axis=1), clips.targets
     right = np.concatenate([part.probs[0, 0].argmax(axis=1) == part.targets for part in judged])
     return {

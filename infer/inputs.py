@@ -105,7 +105,7 @@ def cached_test_split(members: list[Member], cache_dir: str) -> Recordings:
     """
     cache = find_member_cache(members[0], cache_dir)
     recordings = _cached(cache, cache.clips["split"] == TEST)
-    for member in {member.split_digest: member for member in reversed(members)}.values():
+    for member in {m.split_digest: m for m in members if m.split_digest != members[0].split_digest}.values():
         other = find_member_cache(member, cache_dir)
         if _cached(other, other.clips["split"] == TEST).names != recordings.names:
             raise InputError(

@@ -140,7 +140,7 @@ def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:
             held_out_by.setdefault(name, []).append(member.name)
     clips = merged(parts)
     names = [[", ".join(held_out_by[name])] for name in clips.names]
-    return Source(out_of_fold_figures(members, parts), clips, clips.probs[0, 0], names)
+    return Source(out_of_fold_figures(members, parts, clips), clips, clips.probs[0, 0], names)
 
 
 def read_curves(runs: list[str]) -> list[dict[str, Any]]:
