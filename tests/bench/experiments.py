@@ -82,26 +82,35 @@ _RARE = tuple(
     Experiment(f"rare-balance-{power}", f"--balance {power}" if power else "", group="rare") for power in (0, 0.5, 1)
 )
 _FAST = (Experiment("fast", group="fast"), Experiment("fast-binary", "--loss binary", group="fast"))
+
+
+def _size(size: str) -> str:
+    """Flags of a size such as 64 (mels and frames) or 32x64 (mels x frames)."""
+    mels, _, frames = size.partition("x")
+    return f"--n-mels {mels} --width {frames}" if frames else f"--n-mels {mels}"
+
+
 _FRONTIER = tuple(
-    Experiment(f"{model}-{size}", f"--model {model} --n-mels {size}", f"--n-mels {size}", "frontier", 1)
+    Experiment(f"{model}-{size}", f"--model {model} {_size(size)}", _size(size), "frontier")
     for model, size in (
-        ("resnet10t", 32),
-        ("resnet10t", 64),
-        ("resnet18", 32),
-        ("resnet18d", 32),
-        ("resnet18d", 64),
-        ("resnet26t", 32),
-        ("convnext_atto", 32),
-        ("convnext_atto", 64),
-        ("mobilenetv4_conv_small", 64),
-        ("efficientnet_b0", 32),
-        ("repvgg_a0", 32),
-        ("res2next50", 32),
-        ("dla60_res2next", 32),
+        ("resnet10t", "32"),
+        ("resnet10t", "32x64"),
+        ("resnet10t", "64"),
+        ("resnet18", "32"),
+        ("resnet18d", "32"),
+        ("resnet18d", "64"),
+        ("resnet26t", "32"),
+        ("convnext_atto", "32"),
+        ("convnext_atto", "64"),
+        ("mobilenetv4_conv_small", "64"),
+        ("efficientnet_b0", "32"),
+        ("repvgg_a0", "32"),
+        ("res2next50", "32"),
+        ("dla60_res2next", "32"),
     )
 )
 _STEPS = tuple(
-    Experiment(name, f"--model {model} --n-mels 64 {train}".strip(), f"--n-mels 64 {build}".strip(), "steps", 1)
+    Experiment(name, f"--model {model} --n-mels 64 {train}".strip(), f"--n-mels 64 {build}".strip(), "steps")
     for name, model, train, build in (
         ("resnet18-64x32", "resnet18", "--width 32", "--width 32"),
         ("resnet18d-64x32", "resnet18d", "--width 32", "--width 32"),

@@ -37,13 +37,15 @@ def run(options: Options) -> int:
     """Measure, keep the speeds beside the accuracies, and write the picture."""
     path = Path(options.results)
     results = json.loads(path.read_text())
-    names = [e.name for e in EXPERIMENTS if e.group == "frontier" and f"{e.name}/0" in results]
-    for name, speed in forward_speeds(names, options.rounds).items():
+    rows = [e for e in EXPERIMENTS if e.group == "frontier" and f"{e.name}/0" in results]
+    found = {e.name: [results[key] for seed in range(e.seeds) if (key := f"{e.name}/{seed}") in results] for e in rows}
+    if not found:
+        raise InputError("no accuracies yet: python -m tests.bench.experiments --group frontier")
+    speeds = forward_speeds(list(found), options.rounds)
+    for name, speed in speeds.items():
         results[f"{name}/0"]["clips_per_second"] = round(speed, 1)
     path.write_text(json.dumps(results, indent=1) + "\n")
-    if not names:
-        raise InputError("no accuracies yet: python -m tests.bench.experiments --group frontier")
-    points = [(name, results[f"{name}/0"]["clips_per_second"], results[f"{name}/0"]["accuracy"]) for name in names]
+    points = [(name, speeds[name], statistics.mean(entry["accuracy"] for entry in found[name])) for name in found]
     Path(options.picture).write_text(draw(points))
     for name, speed, accuracy in sorted(points, key=lambda point: -point[1]):
         print(f"{name:28} {speed:8.1f} clips/s  {accuracy:.4f}")
@@ -61,8 +63,9 @@ def forward_speeds(names: list[str], rounds: int) -> dict[str, float]:
     models = {}
     for name in names:
         model, size = name.rsplit("-", 1)
-        network = create_model(model, 30, (int(size), int(size))).eval()
-        models[name] = network.to(device), torch.randn(BATCH, 1, int(size), int(size), device=device)
+        mels, _, frames = size.partition("x")
+        shape = int(mels), int(frames or mels)
+        models[name] = create_model(model, 30, shape).eval().to(device), torch.randn(BATCH, 1, *shape, device=device)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode():
         for _ in range(rounds + 1):
