@@ -156,6 +156,16 @@ class Cache:
         """Size of all shards."""
         return sum(shard["bytes"] for shard in self.index["shards"])
 
+    @property
+    def speakers(self) -> int:
+        """How many speakers are known."""
+        return len(np.unique(self.clips["speaker"][self.clips["speaker"] != b""]))
+
+    @property
+    def test_clips(self) -> int:
+        """How many clips the split "test" has."""
+        return int((self.clips["split"] == TEST).sum())
+
     def features(self, shard: int) -> np.ndarray:
         """Mapped rows of a shard [shape=(rows, num_views, n_mels, n_frames), dtype=float16], read-only."""
         return self._map(shard).rows

@@ -56,20 +56,17 @@ def describe(folder: Path) -> tuple[list[str], bool]:
 def _describe_content(cache: "Cache") -> list[str]:
     import numpy as np
 
-    from cache.index import TEST
-
     config, clips, split = cache.config, cache.clips, cache.index["split"]
-    speakers = len(np.unique(clips["speaker"][clips["speaker"] != b""]))
     folds = np.bincount(clips["fold"][clips["fold"] >= 0])
     counts = ", ".join(f"{count:,} {name}" for name, count in cache.index["counts"].items())
     grouping = f", grouped by {split['group_by']}" if split["split"] == "kfold" else ""
     return [
         f"  features   {config.n_mels} mels x {config.n_frames} frames, n_fft {config.n_fft}, "
         f"{config.sample_rate} Hz, {config.num_views} views ({config.augment})",
-        f"  clips      {len(clips):,} of {speakers:,} speakers; {counts}",
+        f"  clips      {len(clips):,} of {cache.speakers:,} speakers; {counts}",
         f"  labels     {len(cache.classes)}: {' '.join(cache.classes)}",
         f"  split      {split['split']}{grouping}; folds of {', '.join(f'{n:,}' for n in folds)} clips; "
-        f"{int((clips['split'] == TEST).sum()):,} test",
+        f"{cache.test_clips:,} test",
         f"  corpus     {cache.index['audio_dir']}",
     ]
 

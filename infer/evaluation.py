@@ -16,7 +16,7 @@ from infer.ensemble import Ensemble, hard_vote, soft_vote
 from infer.inputs import Recordings, cached_paths, cached_test_split, find_member_cache, list_recordings
 from infer.members import Member, load_members
 from infer.options import EnsembleOptions, EvaluateOptions, LabelledOptions
-from infer.scoring import Accuracy, accuracy_of, confusions, recalls, reliability
+from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
 from infer.views import first_views
 from train.checkpoint import load_arrays
 from train.world import World
@@ -138,12 +138,12 @@ def out_of_fold_figures(members: list[Member], judged: list[JudgedClips], clips:
     return {
         "source": "out of fold",
         "clips": len(targets),
-        "single": Accuracy.of(right.mean() * len(targets), len(targets)).to_dict(),
+        "single": interval(right.mean() * len(targets), len(targets)),
         "hard": None,
         "soft": None,
         "soft_tta": None,
         "members": [
-            {"member": member.name, **accuracy_of(clips.probs[0, 0], clips.targets).to_dict()}
+            {"member": member.name, **accuracy_of(clips.probs[0, 0], clips.targets)}
             for member, clips in zip(members, judged, strict=True)
         ],
         "recall": recalls(best, targets, classes),
@@ -155,7 +155,7 @@ def ensemble_figures(members: list[Member], judged: JudgedClips, source: str) ->
     """The figures of members and ensembles on labelled recordings."""
     probs, targets, classes = judged.probs, judged.targets, members[0].classes
     singles = [accuracy_of(probs[index, 0], targets) for index in range(len(members))]
-    mean = sum(single.accuracy for single in singles) / len(singles)
+    mean = sum(single["accuracy"] for single in singles) / len(singles)
     ensemble = Ensemble(members, probs.shape[1])
     verdict = ensemble(probs)
     best = verdict.argmax(axis=1)
@@ -164,15 +164,13 @@ def ensemble_figures(members: list[Member], judged: JudgedClips, source: str) ->
         "clips": len(targets),
         "unreadable": judged.unreadable,
         "tta": probs.shape[1],
-        "single": Accuracy.of(mean * len(targets), len(targets)).to_dict(),
-        "hard": accuracy_of(hard_vote(probs[:, :1]), targets).to_dict(),
-        "soft": accuracy_of(soft_vote(probs[:, :1]), targets).to_dict(),
-        "soft_tta": accuracy_of(verdict, targets).to_dict(),
+        "single": interval(mean * len(targets), len(targets)),
+        "hard": accuracy_of(hard_vote(probs[:, :1]), targets),
+        "soft": accuracy_of(soft_vote(probs[:, :1]), targets),
+        "soft_tta": accuracy_of(verdict, targets),
         "calibrated": ensemble.calibrated,
         "ece": reliability(verdict.max(axis=1), best == targets)[0],
-        "members": [
-            {"member": member.name, **single.to_dict()} for member, single in zip(members, singles, strict=True)
-        ],
+        "members": [{"member": member.name, **single} for member, single in zip(members, singles, strict=True)],
         "recall": recalls(best, targets, classes),
         "confusions": confusions(best, targets, classes),
     }

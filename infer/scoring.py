@@ -1,42 +1,32 @@
 """Accuracy with its interval, recall and confusions."""
 
-import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class Accuracy:
-    """Share of clips judged rightly, with a 95% interval."""
+def interval(right: float, clips: int) -> dict[str, float]:
+    """Share of clips judged rightly, with its 95% interval: Wilson's score interval (Wilson 1927).
 
-    accuracy: float
-    low: float
-    high: float
+    Parameters
+    ----------
+    right : clips judged rightly; a mean over members may be fractional
+    clips : 1 or more
 
-    @classmethod
-    def of(cls, right: float, clips: int) -> "Accuracy":
-        """From counts; the interval is Wilson's score interval (Wilson 1927).
-
-        Parameters
-        ----------
-        right : clips judged rightly; a mean over members may be fractional
-        clips : 1 or more
-        """
-        z, share = 1.959964, right / clips
-        middle = (share + z * z / (2 * clips)) / (1 + z * z / clips)
-        half = z / (1 + z * z / clips) * math.sqrt(share * (1 - share) / clips + z * z / (4 * clips * clips))
-        return cls(share, max(0.0, middle - half), min(1.0, middle + half))
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+    Returns
+    -------
+    dict : ``accuracy``, ``low`` and ``high``
+    """
+    z, share = 1.959964, right / clips
+    middle = (share + z * z / (2 * clips)) / (1 + z * z / clips)
+    half = z / (1 + z * z / clips) * math.sqrt(share * (1 - share) / clips + z * z / (4 * clips * clips))
+    return {"accuracy": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
 
 
-def accuracy_of(scores: np.ndarray, targets: np.ndarray) -> Accuracy:
-    """Accuracy of the highest score [shape=(n, classes)] against targets [shape=(n,)]."""
-    return Accuracy.of(int((scores.argmax(axis=1) == targets).sum()), len(targets))
+def accuracy_of(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Accuracy, as of :func:`interval`, of the highest score [shape=(n, classes)] against targets [shape=(n,)]."""
+    return interval(int((scores.argmax(axis=1) == targets).sum()), len(targets))
 
 
 def recalls(judged: np.ndarray, targets: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:

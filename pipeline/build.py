@@ -13,11 +13,11 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, remove_leftovers
-from cache.index import read_index
+from cache.index import Cache, read_index
 from cache.shard import sidecar_path
 from pipeline import scan
 from pipeline.filterbank import mel_filterbank
-from pipeline.finish import Summary, earlier_cache, finish, plan_split
+from pipeline.finish import earlier_cache, finish, plan_split
 from pipeline.options import BuildOptions
 from pipeline.shard_task import ShardTask
 from pipeline.sources import Sources, content_changed, read_sources
@@ -26,6 +26,19 @@ _MARGIN = 64 << 20  # bytes that a build leaves free
 
 Progress = Callable[[int, int, int], None]
 """Called with (clips done, rejected among them, clips to do), first with nothing done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a build found and did."""
+
+    cache: Cache
+    built: int
+    ignored: dict[str, int]
+    """Suffix → files that are no recordings."""
+    seconds: float
+    new_split: bool
+    """Whether there was an index before, with another split."""
 
 
 def build_cache(options: BuildOptions, progress: Progress) -> Summary:
@@ -54,14 +67,17 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
                 sidecar_path(folder, number).unlink()
             sources = read_sources(folder, config)
         known = sources.match(listing)
-        new = (known.index < 0) | sources.unread(known)
-        wanted = listing[new | (known.reason_of(sources) == b"")]
-        plan_split(options, wanted, earlier_cache(folder))  # refuse before any work
+        new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
+        wanted = listing[new | (known["reason"] == b"")]
+        earlier = earlier_cache(folder)
+        plan_split(options, wanted, earlier)  # refuse before any work
         todo = listing[new]
         _check_space(folder, config, len(todo))
         built = _build_shards(plan_shards(folder, config, todo, sources, options), options, len(todo), progress)
-        summary = finish(options, config, folder, listing)
-    return dataclasses.replace(summary, built=built, ignored=ignored, seconds=time.monotonic() - started)
+        finish(options, config, folder, listing, earlier)
+        cache = Cache(folder)
+    new_split = earlier is not None and earlier.index["split"]["digest"] != cache.index["split"]["digest"]
+    return Summary(cache, built, ignored, time.monotonic() - started, new_split)
 
 
 @contextlib.contextmanager

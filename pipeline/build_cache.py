@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         from pipeline.report import build_with_progress
 
         summary = build_with_progress(options)
-        return EXIT_INCOMPLETE if summary.rejected and not options.skip_bad else EXIT_OK
+        return EXIT_INCOMPLETE if summary.cache.index["counts"]["rejected"] and not options.skip_bad else EXIT_OK
 
     return run_main(body)
 

@@ -21,38 +21,21 @@ from pipeline.sources import read_sources
 REJECTED = "rejected.csv"
 
 
-@dataclasses.dataclass
-class Summary:
-    """What a build found and did."""
+def finish(
+    options: BuildOptions, config: FeatureConfig, folder: Path, listing: np.ndarray, earlier: Cache | None
+) -> None:
+    """Write the clip table, the list of rejected clips and the index; remove shards without a living row.
 
-    folder: Path
-    clips: int
-    rejected: int
-    labels: int
-    speakers: int
-    views: int
-    test: int
-    built: int
-    shards: int
-    bytes: int
-    seconds: float
-    flags: dict[str, int]
-    ignored: dict[str, int]
-    folds: int
-    new_split: bool
-    """Whether there was an index before, with another split."""
-
-
-def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: np.ndarray) -> Summary:
-    """Write the clip table, the list of rejected clips and the index; remove shards without a living row."""
+    Parameters
+    ----------
+    earlier : see :func:`plan_split`
+    """
     sources = read_sources(folder, config)
-    match = sources.match(listing)
-    reason = match.reason_of(sources)
-    good = (match.index >= 0) & (reason == b"")
-    bad = ~good & (match.index >= 0)
-    _write_rejected(folder / REJECTED, listing["clip_id"][bad], reason[bad])
-    found = sources.clips[match.index[good]]
-    earlier = earlier_cache(folder)
+    known = sources.match(listing)
+    bad = known["reason"] != b""
+    good = (known["shard"] >= 0) & ~bad
+    _write_rejected(folder / REJECTED, known[bad])
+    found = known[good]
     classes, targets, speakers, parts, folds, settings = plan_split(options, listing[good], earlier)
     clips = np.empty(len(found), clip_dtype(listing.dtype["clip_id"].itemsize, speakers.dtype.itemsize))
     columns = (listing["clip_id"][good], speakers, targets, parts, folds, found["shard"], found["row"])
@@ -62,38 +45,21 @@ def finish(options: BuildOptions, config: FeatureConfig, folder: Path, listing: 
     keys = ("rows", "bytes", "checksum")
     shards = [{"number": n, **{key: sources.shards[n][key] for key in keys}} for n in alive]
     versions = {tuple(sorted(sources.shards[n]["versions"].items())) for n in alive}
-    flags = {name: int(((found["flags"] >> bit) & 1).sum()) for bit, name in enumerate(FLAGS)}
+    counts = {name: int(((found["flags"] >> bit) & 1).sum()) for bit, name in enumerate(FLAGS)}
     content = {
         "config": dataclasses.asdict(config),
         "digest": config.digest,
         "audio_dir": str(Path(options.audio_dir).resolve()),
         "classes": classes,
         "split": settings,
-        "counts": {"rejected": int(bad.sum()), **flags},
+        "counts": {**counts, "rejected": int(bad.sum())},
         "versions": [dict(pairs) for pairs in sorted(versions)],
         "shards": shards,
     }
     write_index(folder, clips, content)
-    keep = set(alive) | set(np.unique(sources.clips["shard"][match.index[bad]]).tolist())
+    keep = set(alive) | set(known["shard"][bad].tolist())
     for number in shard_numbers(folder) - keep:
         remove_shard(folder, number)
-    return Summary(
-        folder=folder,
-        clips=len(clips),
-        rejected=int(bad.sum()),
-        labels=len(classes),
-        speakers=len(np.unique(speakers[speakers != b""])),
-        views=config.num_views,
-        test=int((parts == split.TEST).sum()),
-        built=0,
-        shards=len(shards),
-        bytes=sum(shard["bytes"] for shard in shards),
-        seconds=0.0,
-        flags=flags,
-        ignored={},
-        folds=settings["folds"],
-        new_split=earlier is not None and earlier.index["split"]["digest"] != settings["digest"],
-    )
 
 
 def plan_split(
@@ -148,12 +114,12 @@ def _known_folds(cache: Cache | None, settings: dict[str, Any]) -> dict[bytes, i
     return dict(zip(keys.tolist(), rows["fold"].tolist(), strict=True))
 
 
-def _write_rejected(path: Path, clip_ids: np.ndarray, reasons: np.ndarray) -> None:
-    if not len(clip_ids):
+def _write_rejected(path: Path, clips: np.ndarray) -> None:
+    if not len(clips):
         path.unlink(missing_ok=True)
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "reason"])
-    writer.writerows((name.decode(), why.decode()) for name, why in zip(clip_ids, reasons, strict=True))
+    writer.writerows((name.decode(), why.decode()) for name, why in clips[["clip_id", "reason"]].tolist())
     write_atomic(path, text.getvalue().encode())

@@ -5,8 +5,8 @@ import shlex
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.build import build_cache
-from pipeline.finish import REJECTED, Summary
+from pipeline.build import Summary, build_cache
+from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
 
 
@@ -37,23 +37,24 @@ def build_with_progress(options: BuildOptions) -> Summary:
 
 def print_summary(console: Console, options: BuildOptions, summary: Summary) -> None:
     """Say what is in the cache, what happened to odd clips, and what to type next."""
+    cache = summary.cache
+    shards, counts, folds = cache.index["shards"], cache.index["counts"], cache.index["split"]["folds"]
     speed = f", {summary.built / summary.seconds:,.0f} clips/s" if summary.built else ""
-    speakers = f" of {summary.speakers:,} speakers" if summary.speakers else ""
-    test = f" ({summary.test:,} in the test split)" if summary.test else ""
+    tested, views = cache.test_clips, cache.config.num_views
+    speakers = f" of {cache.speakers:,} speakers" if cache.speakers else ""
+    clips = f"{len(cache.clips):,} clips{speakers}" + (f" ({tested:,} in the test split)" if tested else "")
     lines = [
-        f"{summary.folder}",
-        f"  {summary.clips:,} clips{speakers}{test}, {summary.labels} labels, {summary.views} views each",
-        f"  {summary.folds} folds; {summary.shards} shard{'s' * (summary.shards != 1)}, {summary.bytes / 1e6:,.0f} MB; "
+        f"{cache.folder}",
+        f"  {clips}, {len(cache.classes)} labels, {views} views each",
+        f"  {folds} folds; {len(shards)} shard{'s' * (len(shards) != 1)}, {cache.bytes / 1e6:,.0f} MB; "
         f"built {summary.built:,} clips in {summary.seconds:.1f} s{speed}",
-        "  "
-        + ", ".join(f"{count:,} {name}" for name, count in summary.flags.items())
-        + f", {summary.rejected:,} rejected",
+        "  " + ", ".join(f"{count:,} {name}" for name, count in counts.items()),
     ]
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(summary.ignored.items()))
         lines.append(f"  ignored files that are no .wav, .flac or .ogg: {names}")
-    if summary.rejected:
-        lines.append(f"  rejected files and why: {summary.folder / REJECTED}")
+    if counts["rejected"]:
+        lines.append(f"  rejected files and why: {cache.folder / REJECTED}")
     if summary.new_split:
         lines.append("  the split is another than before: runs that were trained on it are to be trained again")
     more = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""

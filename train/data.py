@@ -92,7 +92,7 @@ class Batches:
         def fetch() -> None:
             """Put the batch of each step, or the error that ended the fetching, where the loop takes it."""
             try:
-                fetcher = self._fetch_cuda() if self._device.type == "cuda" else self._fetch_cpu()
+                fetcher = self._fetcher()
                 for step in range(first, last):
                     if stop.is_set():
                         return
@@ -124,49 +124,34 @@ class Batches:
         mine = slice(self._first, self._first + self._local)
         return clips[mine], views[mine]
 
-    def _buffers(self, pinned: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _fetcher(self):
+        """A function of the step: its features and clips, and the event after which they are on the device."""
         shape = (self._local, self._cache.config.n_mels, self._cache.config.n_frames)
-        return [
-            (
-                torch.empty(shape, dtype=torch.float16, pin_memory=pinned),
-                torch.empty(self._local, dtype=torch.int64, pin_memory=pinned),
-            )
-            for _ in range(_AHEAD + 1)
-        ]
-
-    def _fetch_cpu(self):
-        buffers = self._buffers(pinned=False)
-
-        def fetch(step: int):
-            """Features (local batch, n_mels, n_frames) float16 and clips of a step, and no event to wait for."""
-            features, chosen = buffers[step % len(buffers)]
-            clips, views = self._select(step)
-            self._cache.gather(clips, views, features.numpy())
-            chosen.numpy()[:] = clips
-            return features, chosen, None
-
-        return fetch
-
-    def _fetch_cuda(self):
-        torch.cuda.set_device(self._device)
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream())  # which may still be filling the resident fold
-        buffers = self._buffers(pinned=True)
+        cuda = self._device.type == "cuda"
+        new = functools.partial(torch.empty, pin_memory=cuda)
+        buffers = [(new(shape, dtype=torch.float16), new(self._local, dtype=torch.int64)) for _ in range(_AHEAD + 1)]
         copied: list[torch.cuda.Event | None] = [None] * len(buffers)
-        place = np.empty(len(self._cache.clips), np.int64)  # clip index → row of the resident fold
-        place[self._training] = np.arange(len(self._training))
+        if cuda:
+            torch.cuda.set_device(self._device)
+            stream = torch.cuda.Stream(self._device)
+            stream.wait_stream(torch.cuda.current_stream())  # which may still be filling the resident fold
+            place = np.empty(len(self._cache.clips), np.int64)  # clip index → row of the resident fold
+            place[self._training] = np.arange(len(self._training))
 
         def fetch(step: int):
-            """The same on the device, and the event after which they are there."""
+            """Features (local batch, n_mels, n_frames) float16 and clips of a step, and the event to wait for."""
             slot = step % len(buffers)
             host, chosen = buffers[slot]
             if copied[slot] is not None:
                 copied[slot].synchronize()  # in this thread only: the buffer's last copy has left it
             clips, views = self._select(step)
             chosen.numpy()[:] = clips
+            if self._resident is None:
+                self._cache.gather(clips, views, host.numpy())
+            if not cuda:
+                return host, chosen, None
             with torch.cuda.stream(stream):
                 if self._resident is None:
-                    self._cache.gather(clips, views, host.numpy())
                     features = host.to(self._device, non_blocking=True)
                 else:
                     index = np.stack([place[clips], views])
