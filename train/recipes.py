@@ -22,7 +22,7 @@ _FAST = {**_ON_CPU, "model": "resnet10t", "epochs": 20, "mixup": 0.2}
 RECIPES: dict[str, dict[str, Any]] = {
     "smoke": {**_ON_CPU, "model": "resnet18", "epochs": 10, "mixup": 0.0},
     "fast": _FAST,
-    "balanced": {**_FAST, "n_mels": 64},
+    "balanced": {**_FAST, "width": 64},
     "best": _CHOSEN_LAST,
     "resnet50-64x32": {**_NARROW, "model": "resnet50"},
     "resnet50d-64x32": {**_NARROW, "model": "resnet50d"},
@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 _LADDER = (  # recipe, how its folds are used, reported accuracy
     ("smoke", "where one starts", None),
     ("fast", "on a CPU", None),
-    ("balanced", "on a CPU, four times the work", None),
+    ("balanced", "on a CPU, twice the work", None),
     ("best", "5 folds, on GPUs", None),
     ("resnet50-64x32", "one fold", 0.95260),
     ("resnet50d-64x32", "one fold", 0.95611),

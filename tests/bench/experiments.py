@@ -95,6 +95,7 @@ _FRONTIER = tuple(
     for model, size in (
         ("resnet10t", "32"),
         ("resnet10t", "32x64"),
+        ("resnet10t", "32x128"),
         ("resnet10t", "64"),
         ("resnet18", "32"),
         ("resnet18d", "32"),
