@@ -19,10 +19,10 @@ def create_model(
     pretrained: bool = False,
     drop_path: float = 0.0,
 ) -> torch.nn.Module:
-    """Build a timm model that takes (batch, 1, n_mels, n_frames); its classifier starts at zero.
+    """Build a timm model that takes (batch, 1, n_mels, n_frames); its classifier starts as torch's.
 
     timm's own start of a small classifier can be so large (dla60_res2next: a loss of 12 for 30 classes instead of
-    ln 30 = 3.4) that unlearning it takes more than half of a short training. At zero all classes are alike first.
+    about ln 30 = 3.4) that unlearning it takes more than half of a short training.
 
     Parameters
     ----------
@@ -63,9 +63,7 @@ def create_model(
     layers = dict(model.named_modules())
     for layer in (layers.get(name) for name in _classifiers(model)):
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
-            torch.nn.init.zeros_(layer.weight)
-            if layer.bias is not None:
-                torch.nn.init.zeros_(layer.bias)
+            layer.reset_parameters()
     return model
 
 
