@@ -213,7 +213,9 @@ def run(options: Options) -> int:
     for experiment in chosen:
         baseline = BASELINES.get(experiment.group, experiment.name)
         if experiment.name != baseline:
-            difference = paired_difference(Path(options.work) / "runs", experiment.name, baseline)
+            names = (experiment.name, baseline)  # runs that are unfinished have folders too, but no results
+            seeds = [seed for seed in range(9) if all(f"{name}/{seed}" in results for name in names)]
+            difference = paired_difference(Path(options.work) / "runs", *names, seeds)
             if difference:  # else the runs are not here: what is known stays
                 results[f"{experiment.name}/difference"] = difference
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -349,8 +351,8 @@ def _row(experiment: Experiment, results: dict) -> list[str]:
     ]
 
 
-def paired_difference(runs: Path, name: str, baseline: str) -> list[float] | None:
-    """Mean difference of accuracy in points over the seeds that both have, with a bootstrap's 95% interval."""
+def paired_difference(runs: Path, name: str, baseline: str, seeds: list[int]) -> list[float] | None:
+    """Mean difference of accuracy in points over some seeds, with a bootstrap's 95% interval."""
     import numpy as np
 
     def right(run: str, seed: int) -> tuple[list[bytes], np.ndarray]:
@@ -359,10 +361,8 @@ def paired_difference(runs: Path, name: str, baseline: str) -> list[float] | Non
             good = (arrays["logits"].argmax(axis=1) == arrays["target"])[order]
             return arrays["clip_id"][order].tolist(), good.astype(float)
 
-    both = (runs / f"{run}-seed{seed}" / "fold0/oof.npz" for seed in range(9) for run in (name, baseline))
-    there = [path.exists() for path in map(ROOT.joinpath, both)]
-    seeds = [seed for seed in range(9) if all(there[2 * seed : 2 * seed + 2])]
-    if not seeds:
+    both = [ROOT / runs / f"{run}-seed{seed}" / "fold0/oof.npz" for seed in seeds for run in (name, baseline)]
+    if not both or not all(path.exists() for path in both):
         return None
     ours, theirs = ([right(run, seed) for seed in seeds] for run in (name, baseline))
     names = ours[0][0]

@@ -103,11 +103,16 @@ def draw(points: list[tuple[str, float, float]]) -> str:
         if slow <= math.log10(value) <= fast:
             x, y = place(value, low)
             parts.append(f'<text x="{x}" y="{y + 18}" text-anchor="middle" fill="#555">{value}</text>')
+    labels: list[tuple[float, float]] = []
     for name, speed, accuracy in points:
         x, y = place(speed, accuracy)
+        heights = (y + 4 + sign * shift for shift in range(0, HEIGHT, 13) for sign in (-1, 1))
+        near = [other for left, other in labels if abs(x - left) < 130]
+        label = next(height for height in heights if all(abs(height - other) > 12 for other in near))
+        labels.append((x, label))
         colour = "#2a7de1" if (name, speed, accuracy) in best else "#999"
         parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 7}" y="{y + 4}" fill="#222">{escape(name)}</text>')
+        parts.append(f'<text x="{x + 7}" y="{round(label, 1)}" fill="#222">{escape(name)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">forward passes per second</text>')
     parts.append(f'<text x="{LEFT}" y="{TOP - 12}">accuracy on held-out speakers</text></svg>')
