@@ -24,7 +24,7 @@ from train.data import clips_of_step
 from train.engine import ema_decay, lr_at
 from train.folds import select_fold
 from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hardest, soft_targets
-from train.models import create_model, fits_input, flatten_buffers
+from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions, options_from
 from train.world import World
 
@@ -195,7 +195,9 @@ def test_first_loss(name: str) -> None:
     """Training starts near a loss of ln(classes), whatever timm's own first classifier is."""
     torch.manual_seed(0)
     model, x, y = create_model(name, 30, (64, 64)).train(), torch.randn(30, 1, 64, 64), torch.arange(30)
-    assert torch.nn.functional.cross_entropy(model(x), y).item() == pytest.approx(math.log(30), abs=0.3)
+    for at_zero, tolerance in ((False, 0.3), (True, 1e-6)):
+        start_classifier(model, at_zero=at_zero)
+        assert torch.nn.functional.cross_entropy(model(x), y).item() == pytest.approx(math.log(30), abs=tolerance)
 
 
 def test_unknown_names_list_the_known() -> None:

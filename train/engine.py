@@ -19,7 +19,7 @@ from train.augment import batch_augment
 from train.data import Batches, held_out_batches
 from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
-from train.models import create_model, fits_input, flatten_buffers
+from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions
 from train.precision import amp_dtype, autocast, choose_memory_format
 from train.teacher import teacher_probs
@@ -77,6 +77,7 @@ class Trainer:
             pretrained=options.pretrained,
             drop_path=options.drop_path,
         )
+        start_classifier(model, at_zero=options.loss == "cross_entropy")
         fits_input(model, options.model, size)
         normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
         if normalised and world.split(options.batch_size) == 1:

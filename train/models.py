@@ -19,10 +19,7 @@ def create_model(
     pretrained: bool = False,
     drop_path: float = 0.0,
 ) -> torch.nn.Module:
-    """Build a timm model that takes (batch, 1, n_mels, n_frames); its classifier starts as torch's.
-
-    timm's own start of a small classifier can be so large (dla60_res2next: a loss of 12 for 30 classes instead of
-    about ln 30 = 3.4) that unlearning it takes more than half of a short training.
+    """Build a timm model that takes (batch, 1, n_mels, n_frames).
 
     Parameters
     ----------
@@ -55,16 +52,28 @@ def create_model(
     if drop_path:
         settings["drop_path_rate"] = drop_path
     try:
-        model = _create_with_weights(name, settings, weights) if weights else _create(name, settings, size, pretrained)
+        if weights:
+            return _create_with_weights(name, settings, weights)
+        return _create(name, settings, size, pretrained)
     except TypeError as error:
         if not drop_path:
             raise
         raise InputError(f"--drop-path {drop_path:g}: {name} has no stochastic depth; use 0") from error
+
+
+def start_classifier(model: torch.nn.Module, *, at_zero: bool) -> None:
+    """Start a timm model's classifier as torch starts a linear layer, or at zero.
+
+    timm's own start of a small classifier can be so large (dla60_res2next: a loss of 12 for 30 classes instead of
+    ln 30 = 3.4) that unlearning it takes more than half of a short training. Zero is right for cross-entropy only: all
+    classes are alike then, and binary loss would first push them all down together.
+    """
     layers = dict(model.named_modules())
     for layer in (layers.get(name) for name in _classifiers(model)):
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
             layer.reset_parameters()
-    return model
+            for parameter in layer.parameters() if at_zero else ():
+                torch.nn.init.zeros_(parameter)
 
 
 def _classifiers(model: torch.nn.Module) -> tuple[str, ...]:
