@@ -110,14 +110,15 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
     except Exception as error:
         raise InputError(f"--weights {path}: not a readable weights file ({_first_line(error)})") from error
     model = timm.create_model(name, **settings)
-    needed = [key for key, _ in model.named_parameters() if not key.startswith(_classifiers(model))]
+    classifiers = _classifiers(model)
+    needed = [key for key, _ in model.named_parameters() if not key.startswith(classifiers)]
     missing = [key for key in needed if key not in state]
     if missing:
         raise InputError(
             f"--weights {path}: not weights of {name}: {len(missing)} of {len(needed)} tensors are missing, "
             f"such as {missing[0]}; expected timm's names"
         )
-    overlay = {"state_dict": {key: value for key, value in state.items() if not key.startswith(_classifiers(model))}}
+    overlay = {"state_dict": {key: value for key, value in state.items() if not key.startswith(classifiers)}}
     overlay["num_classes"] = -1  # so that timm takes this model's classifier, whatever the file's size
     first = state.get(f"{model.pretrained_cfg.get('first_conv')}.weight")
     if first is not None and first.ndim == 4:
