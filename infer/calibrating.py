@@ -8,7 +8,7 @@ from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError
 from cache.files import write_sealed
 from infer.ensemble import Ensemble, soft_vote
 from infer.evaluation import judge_labelled
-from infer.inputs import cached_held_back, list_recordings
+from infer.inputs import cached_held_back, list_unheard
 from infer.members import load_members
 from infer.options import CalibrateOptions
 from infer.scoring import reliability
@@ -51,7 +51,10 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
     InputError : no such clips, or so few of them judged wrongly that a temperature would be chance
     """
     members = load_members(options.run_folders, options.folds, world.device)
-    recordings = list_recordings(options.input) if options.input else cached_held_back(members, options.cache_dir)
+    if options.input:
+        recordings = list_unheard(options.input, members, options.cache_dir)
+    else:
+        recordings = cached_held_back(members, options.cache_dir)
     judged = judge_labelled(members, recordings, options, world.device)
     ensemble = Ensemble(members, options.tta)
     mean = soft_vote(judged.probs)

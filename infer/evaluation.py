@@ -13,7 +13,7 @@ from cache.cli import InputError
 from cache.index import Cache
 from infer.engine import Judge
 from infer.ensemble import Ensemble, hard_vote, soft_vote
-from infer.inputs import Recordings, cached_paths, cached_test_split, find_member_cache, list_recordings
+from infer.inputs import Recordings, cached_paths, cached_test_split, find_member_cache, list_unheard
 from infer.members import Member, load_members
 from infer.options import EnsembleOptions, EvaluateOptions, LabelledOptions
 from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
@@ -88,7 +88,9 @@ def merged(judged: list[JudgedClips]) -> JudgedClips:
 
 def labelled_recordings(members: list[Member], options: LabelledOptions) -> Recordings:
     """The recordings of ``--input``, or those of the split "test"."""
-    return list_recordings(options.input) if options.input else cached_test_split(members, options.cache_dir)
+    if options.input:
+        return list_unheard(options.input, members, options.cache_dir)
+    return cached_test_split(members, options.cache_dir)
 
 
 def judge_labelled(

@@ -10,7 +10,7 @@ from cache.cli import InputError
 from cache.index import TEST, Cache, list_caches
 from infer.members import Member
 from pipeline.decode import EXTENSIONS
-from train.folds import held_back
+from train.folds import held_back, select_fold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,31 @@ def list_recordings(source: str) -> Recordings:
         raise InputError(f"{source}: no such folder or file")
     if not recordings.paths:
         raise InputError(f"{source}: no recordings ({', '.join(EXTENSIONS)})")
+    return recordings
+
+
+def list_unheard(source: str, members: list[Member], cache_dir: str) -> Recordings:
+    """Recordings as of :func:`list_recordings`, to judge members by.
+
+    Raises
+    ------
+    InputError : a member was trained on some of them, as far as the caches that are there tell
+    """
+    recordings = list_recordings(source)
+    places = np.array([os.fsencode(os.path.realpath(path)) for path in recordings.paths])
+    for member in members:
+        try:
+            cache = find_member_cache(member, cache_dir)
+        except InputError:
+            continue
+        corpus = os.fsencode(cache.index["audio_dir"])
+        training = cache.clips["clip_id"][select_fold(cache, member.fold, member.hold_back).training]
+        heard = np.isin(places, [os.path.join(corpus, name) for name in training.tolist()])
+        if heard.any():
+            raise InputError(
+                f"{source}: {member.path} was trained on {heard.sum():,} of its {len(heard):,} recordings, such as "
+                f"{recordings.names[int(heard.argmax())]}; judge it by others, or by --split oof"
+            )
     return recordings
 
 

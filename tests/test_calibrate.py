@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from infer.ensemble import tempered
 from infer.evaluate import main as evaluate
 from infer.export import main as export
 from infer.predict import main as predict
+from infer.report import main as report
 from tests.conftest import RATE, synthesise
 from tests.words_run import RUN, WORDS
 from train.calibration import fit_temperature
@@ -128,8 +130,32 @@ def test_what_is_held_back_is_heard_by_no_fold(here: Path, tmp_path: Path, capsy
     assert f"{mask.sum()} clips" in capsys.readouterr().out
     assert calibrate(["--run", RUN, "--device", "cpu"]) == 2  # two hundredths of so few clips are none
     assert "held no clips back" in capsys.readouterr().err
-    assert calibrate(["--run", RUN, "--device", "cpu", "--input", "data/audio"]) == 2  # they are told apart too well
+    for name in Path("data/audio/testing_list.txt").read_text().split():  # they are told apart too well
+        (tmp_path / "tested" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path("data/audio") / name, tmp_path / "tested" / name)
+    assert calibrate(["--run", RUN, "--device", "cpu", "--input", str(tmp_path / "tested")]) == 2
     assert "a temperature needs 3 errors or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("judge", [calibrate, evaluate, report])
+def test_members_are_not_judged_by_clips_that_they_were_trained_on(
+    judge: Callable, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Neither the corpus, nor links to it; but each fold by the clips that it held out."""
+    (tmp_path / "linked").symlink_to(here / "data/audio")
+    for source in ("data/audio", str(tmp_path / "linked")):
+        assert judge(["--run", RUN, "--device", "cpu", "--input", source]) == 2
+        assert "was trained on 48 of its 108 recordings, such as no" in capsys.readouterr().err
+    clips = Cache(find_cache("data/cache", 32, 32)).clips
+    for name in clips["clip_id"][clips["fold"] == 0].tolist():
+        link = tmp_path / "own" / name.decode()
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(here / "data/audio" / name.decode())
+    flags = ["--run", RUN, "--device", "cpu", "--input", str(tmp_path / "own")]
+    assert judge([*flags, "--folds", "1"]) == 2
+    assert "test_resnet-32x32/fold1/best.pt was trained on 48 of its 48" in capsys.readouterr().err
+    if judge is evaluate:
+        assert judge([*flags, "--folds", "0"]) == 0
 
 
 def test_planted_label_errors_are_suspected() -> None:
