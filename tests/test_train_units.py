@@ -26,6 +26,7 @@ from train.folds import select_fold
 from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions, options_from
+from train.precision import amp_dtype, training_dtype
 from train.world import World
 
 CPU = torch.device("cpu")
@@ -208,6 +209,19 @@ def test_unknown_names_list_the_known() -> None:
         create_model("test_vit.nope", 2, (32, 32))
     with pytest.raises(InputError, match=r"unknown recipe 'x'; known: smoke, .*dla60_res2next-224"):
         options_from({"recipe": "x"})
+
+
+@pytest.mark.parametrize("able", [{}, {"avx512_bf16": False}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_precision_on_a_cpu(able: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training takes bf16 where the CPU has instructions for it, but for depthwise convolutions; prediction never."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    cpu, expected = torch.device("cpu"), torch.bfloat16 if any(able.values()) else None
+    for name in ("resnet10t", "dla60_res2next", "test_vit"):
+        assert training_dtype("auto", create_model(name, 2, (64, 64)), cpu) == expected
+    assert training_dtype("off", create_model("resnet10t", 2, (64, 64)), cpu) is None
+    for name in ("efficientnet_b0", "convnext_atto", "mobilenetv4_conv_small"):
+        assert training_dtype("auto", create_model(name, 2, (64, 64)), cpu) is None
+    assert amp_dtype("auto", cpu) is None
 
 
 @pytest.mark.parametrize("name", ["test_vit", "twins_svt_small"])  # refused when called, and when built

@@ -2,6 +2,7 @@
 
 import time
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -38,11 +39,12 @@ class Display:
         fold, labels = trainer.fold, len(record.cache.classes)
         held = int((record.cache.clips["split"] == TRAIN).sum()) - len(fold.training) - len(fold.validation)
         kept = f", {held:,} held back for infer.calibrate" if held else ""
+        precision = str(trainer.dtype or torch.float32).removeprefix("torch.")
         place = "on the device" if trainer.batches.resident else "from the mapped cache"
         self.line(
             f"fold {record.fold_name}: {record.options.model} ({parameters:.1f} M parameters), {labels} labels, "
             f"{len(fold.training):,} training and {len(fold.validation):,} validation clips {place}{kept}, "
-            f"{trainer.world.world_size} x {trainer.world.device.type} -> {record.folder}"
+            f"{trainer.world.world_size} x {trainer.world.device.type}, {precision} -> {record.folder}"
         )
         self.progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
         self._first_step, self._started = trainer.step, time.monotonic()

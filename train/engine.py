@@ -21,7 +21,7 @@ from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions
-from train.precision import amp_dtype, autocast, choose_memory_format
+from train.precision import autocast, choose_memory_format, training_dtype
 from train.teacher import teacher_probs
 from train.world import World
 
@@ -66,7 +66,6 @@ class Trainer:
         clips = np.bincount(targets[fold.training], minlength=len(cache.classes))
         self._weights = torch.from_numpy(class_weights(clips, options.balance)).to(device) if options.balance else None
         self._taught = torch.from_numpy(teacher_probs(options.teacher, cache)).to(device) if options.teacher else None
-        self._dtype = amp_dtype(options.amp, device)
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)
         model = create_model(
@@ -87,7 +86,8 @@ class Trainer:
             )
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-        self.memory_format = choose_memory_format(options, model, world, size, self._dtype)
+        self.dtype = training_dtype(options.amp, model, device)
+        self.memory_format = choose_memory_format(options, model, world, size, self.dtype)
         self.model = model.to(device, memory_format=self.memory_format)
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None
         self._buffers = flatten_buffers(self.model, device)
@@ -96,7 +96,7 @@ class Trainer:
         self._averages = [*self.ema.parameters(), flatten_buffers(self.ema, device)] if self.ema else [self._buffers]
         groups = param_groups_weight_decay(self.model, options.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, fused=True)
-        scale = 2.0**16 if self._dtype == torch.float16 else 1.0
+        scale = 2.0**16 if self.dtype == torch.float16 else 1.0
         self.scaler = torch.amp.GradScaler(device.type, init_scale=scale)
         self._forward: torch.nn.Module = self.model
         if world.world_size > 1:
@@ -142,7 +142,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._buffers_before.copy_(self._buffers)
-        with autocast(self.world.device, self._dtype):
+        with autocast(self.world.device, self.dtype):
             logits = self._forward(x)  # (batch, classes)
         losses = self._loss(logits.float(), y)
         if self._weights is not None:
@@ -151,7 +151,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         (found,) = self.scaler._found_inf_per_device(self.optimizer).values()  # before update(), which forgets it
-        self.scaler.update(None if self._dtype == torch.float16 else 1.0)
+        self.scaler.update(None if self.dtype == torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         skipped = found > 0
         torch.where(skipped, self._buffers_before, self._buffers, out=self._buffers)
@@ -198,7 +198,7 @@ class Trainer:
         self.world.broadcast(self._averages[-1])  # BatchNorm's statistics: each rank has seen other clips
         clips, logits = [np.empty(0, np.int64)], [torch.empty(0, len(self.cache.classes))]
         local = max(1, self.options.batch_size // self.world.world_size)
-        with torch.inference_mode(), autocast(self.world.device, self._dtype):
+        with torch.inference_mode(), autocast(self.world.device, self.dtype):
             for part, features in held_out_batches(self.world, self.cache, self.fold.validation, local):
                 x = features.float().contiguous(memory_format=self.memory_format)
                 clips.append(part)
@@ -225,7 +225,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
-            "amp": str(self._dtype),
+            "amp": str(self.dtype),
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped.cpu(),
             "sums": self.world.gather(self.sums.cpu()),
@@ -238,7 +238,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state.get("amp") == str(self._dtype):  # else it is another device's, and so is its scale
+        if state.get("amp") == str(self.dtype):  # else it is another device's, and so is its scale
             self.scaler.load_state_dict(state["scaler"])
         self.skipped.copy_(state["skipped"])
         sums = state["sums"]

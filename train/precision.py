@@ -11,7 +11,7 @@ from train.world import World
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type: bf16 from compute capability 8.0, fp16 below, none on the CPU unless asked for.
+    """The autocast type: bf16 from compute capability 8.0, fp16 below, none on a CPU unless asked for.
 
     ``torch.cuda.is_bf16_supported()`` is no guide: it is also true where bf16 is emulated.
     """
@@ -22,6 +22,21 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "fp16" and device.type != "cuda":
         raise InputError("--amp fp16 needs a CUDA device; use --amp bf16 or off")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+def training_dtype(amp: str, model: torch.nn.Module, device: torch.device) -> torch.dtype | None:
+    """The autocast type of training: :func:`amp_dtype`, but with "auto" bf16 also on a CPU with instructions for it.
+
+    Steps then take two thirds of the time and less. Models with depthwise convolutions, whose steps would take twice as
+    long, stay at float32.
+    """
+    if amp == "auto" and device.type == "cpu":
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # not in early releases of torch
+        convolutions = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+        depthwise = any(conv.groups == conv.in_channels > 1 for conv in convolutions)
+        if not depthwise and (able.get("avx512_bf16") or able.get("amx_bf16")):
+            return torch.bfloat16
+    return amp_dtype(amp, device)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

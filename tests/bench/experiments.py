@@ -81,7 +81,11 @@ _SMALL = (
 _RARE = tuple(
     Experiment(f"rare-balance-{power}", f"--balance {power}" if power else "", group="rare") for power in (0, 0.5, 1)
 )
-_FAST = (Experiment("fast", group="fast"), Experiment("fast-binary", "--loss binary", group="fast"))
+_FAST = (
+    Experiment("fast", group="fast"),
+    Experiment("fast-binary", "--loss binary", group="fast"),
+    Experiment("fast-binary-bf16", "--loss binary --amp bf16", group="fast"),
+)
 
 
 def _size(size: str) -> str:
@@ -140,27 +144,27 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
     "small": (
         "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
         "--n-mels 32 --folds 2",
-        "--recipe smoke --loss cross_entropy --balance 0",
+        "--recipe smoke --loss cross_entropy --balance 0 --amp off",
     ),
     "rare": (
         "Rare words: dog, bed and three with 12 training clips each, the other words with ten times as many",
         "--n-mels 32 --folds 2",
-        "--recipe smoke --loss cross_entropy --balance 0",
+        "--recipe smoke --loss cross_entropy --balance 0 --amp off",
     ),
     "fast": (
-        "Binary loss with a better model: resnet10t, 32 x 32, 20 epochs, mixup",
+        "Binary loss and bf16 with a better model: resnet10t, 32 x 32, 20 epochs, mixup",
         "--n-mels 32 --folds 2",
-        "--recipe fast --loss cross_entropy --balance 0",
+        "--recipe fast --loss cross_entropy --balance 0 --amp off",
     ),
     "frontier": (
         "Models and resolutions at the same 20 epochs",
         "--folds 2",
-        "--recipe smoke --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0",
+        "--recipe smoke --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
     ),
     "steps": (
         "The steps of the ladder at a size for a CPU",
         "--folds 2",
-        "--recipe smoke --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0",
+        "--recipe smoke --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
     ),
     "ladder": ("The ladder of train.recipes, fold 0 of 5: for a GPU", "--folds 5", ""),
 }

@@ -4,14 +4,16 @@ python -m tests.bench.train
 """
 
 import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 
 from cache.cli import flag, parse_flags, run_main
 
-SECTIONS = ("loop", "rivals", "compile", "start", "scaling")
+SECTIONS = ("loop", "rivals", "compile", "bf16", "start", "scaling")
 ON_CUDA = (("dla60_res2next", 224, 320), ("res2next50", 224, 320), ("resnet18", 64, 320))  # model, size, batch
 ON_CPU = (("dla60_res2next", 32, 8), ("res2next50", 32, 8), ("resnet18", 64, 16))
+BF16_ON_CPU = (("dla60_res2next", 32, 64), ("resnet18", 64, 64), ("resnet10t", 32, 64))
 RIVALS_ON_CPU = ("test_resnet", 64, 64)  # small, as a step is on a GPU: beside a large one no loader is ever slow
 
 
@@ -67,7 +69,12 @@ def run_section(section: str, work: Path, options: BenchOptions, device) -> list
         model = models[-1] if device.type == "cuda" else RIVALS_ON_CPU
         return train_speed.against_rivals(work, model, options, device)
     if section == "compile":
-        return train_speed.gain_of_compile(work, models[-1], options, device)
+        flags = ({}, {"compile": True})
+        return train_speed.gain_of("--compile / plain", flags, models[-1], work, options, device)
+    if section == "bf16":
+        chosen, flags = ON_CUDA if device.type == "cuda" else BF16_ON_CPU, ({"amp": "off"}, {"amp": "bf16"})
+        gain = functools.partial(train_speed.gain_of, "bf16 / float32", flags)
+        return [result for model in chosen for result in gain(model, work, options, device)]
     if section == "start":
         return train_launch.start_up(work, options, device)
     return train_launch.scaling(work, options, device)

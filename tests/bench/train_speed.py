@@ -111,7 +111,7 @@ def against_rivals(work: Path, model: tuple[str, int, int], options, device: tor
 
     name, size, batch_size = model
     trainer = make_trainer(work, model, options, device)
-    loop, dtype, workers = Loop(trainer, options.steps), trainer._dtype, min(8, os.cpu_count())
+    loop, dtype, workers = Loop(trainer, options.steps), trainer.dtype, min(8, os.cpu_count())
     paths = sorted(write_recordings(work / "audio", 512).rglob("*.wav"))
     used: dict[str, list[float]] = {"ours": [], "h5py": [], "librosa": []}
     seconds: dict[str, list[float]] = {"ours": [], "h5py": [], "librosa": []}
@@ -141,15 +141,17 @@ def against_rivals(work: Path, model: tuple[str, int, int], options, device: tor
     return results
 
 
-def gain_of_compile(work: Path, model: tuple[str, int, int], options, device: torch.device) -> list[Result]:
-    """Steps per second with --compile over those without."""
+def gain_of(
+    label: str, flags: tuple[dict, dict], model: tuple[str, int, int], work: Path, options, device: torch.device
+) -> list[Result]:
+    """Steps per second with the second flags over those with the first."""
     name, size, batch_size = model
     try:
-        loops = {flag: Loop(make_trainer(work, model, options, device, compile=flag), options.steps) for flag in (0, 1)}
-        seconds = interleaved({str(flag): loop.ceiling for flag, loop in loops.items()}, options.rounds)
+        loops = [Loop(make_trainer(work, model, options, device, **given), options.steps) for given in flags]
+        seconds = interleaved({str(number): loop.ceiling for number, loop in enumerate(loops)}, options.rounds)
     except (RuntimeError, InputError) as error:
-        return [Result(f"--compile: not measured ({str(error).splitlines()[0][:60]})", 0, "")]
-    for loop in loops.values():
+        return [Result(f"{label}: not measured ({str(error).splitlines()[0][:60]})", 0, "")]
+    for loop in loops:
         loop.close()
     gain = median_ratio(seconds["0"], seconds["1"])
-    return [Result(f"--compile / plain, {name} {size}x{size}, batch {batch_size}", gain, "x")]
+    return [Result(f"{label}, {name} {size}x{size}, batch {batch_size}", gain, "x")]
