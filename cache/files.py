@@ -72,7 +72,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
     seal = _SEAL.match(data)
     if not seal or hashlib.sha256(data[seal.end() :]).hexdigest() != seal[1].decode():
         raise ValueError("its checksum does not match its content")
-    return json.loads(b"{" + data[seal.end() :])
+    try:
+        return json.loads(b"{" + data[seal.end() :])
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def in_folder(path: str | Path) -> Path:
