@@ -13,6 +13,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
+from pipeline.whole import check_whole
 
 EXTENSIONS = (".wav", ".flac", ".ogg")
 MAX_SECONDS = 600  # a longer recording is refused rather than loaded whole
@@ -164,6 +165,7 @@ def _plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
 def _decode(data: bytes) -> tuple[np.ndarray, int]:
     import soundfile
 
+    check_whole(lambda at, count: data[at : at + count], len(data))
     with soundfile.SoundFile(_Content(data)) as file:
         _check_size(file.frames, file.channels, file.samplerate)
         # Some encodings cannot seek, and of those soundfile reads no "rest": it wants a number.

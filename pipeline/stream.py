@@ -4,6 +4,7 @@ A window holds the samples that `pipeline.decode.read_clip` would give for the s
 :class:`LoudestClip` the samples that it gives for the whole recording.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from pipeline.decode import MAX_CHANNELS, RATES, check_level, decoding, open_recording
+from pipeline.whole import check_whole
 
 _BLOCK = 1 << 16  # frames
 
@@ -44,6 +46,7 @@ def read_blocks(path: str, config: FeatureConfig) -> Iterator[np.ndarray]:
 
     handle = open_recording(path)
     with decoding(), soundfile.SoundFile(handle) as file:  # which closes the handle, also where it cannot read it
+        check_whole(lambda at, count: os.pread(handle, count, at), os.fstat(handle).st_size)
         rate = file.samplerate
         if not RATES[0] <= rate <= RATES[1] or file.channels > MAX_CHANNELS:
             raise InputError(f"{file.channels} channels at {rate} Hz; expected at most {MAX_CHANNELS}, {RATES} Hz")
