@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from cache.files import in_folder, write_atomic
+from cache.files import write_atomic
 from infer.members import load_members
 from infer.options import ReportOptions
+from infer.outputs import output_path
 from infer.report_data import read_curves, read_sources
 from train.world import World
 
@@ -26,7 +27,7 @@ def write_report(options: ReportOptions, world: World) -> int:
     """
     if not world.speaks:
         return 0
-    output, console = in_folder(options.output), Console(highlight=False, markup=False, soft_wrap=True)
+    output, console = output_path(options.output, options), Console(highlight=False, markup=False, soft_wrap=True)
     members = load_members(options.run_folders, options.folds, world.device)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=None)
