@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from infer.corpus import find_member_cache
 from infer.evaluation import held_out, merged
-from infer.inputs import find_member_cache
 from infer.members import load_members
 from infer.options import AuditOptions
 from infer.outputs import output_path

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from rich.table import Table
 
 from cache.cli import EXIT_OK, InputError, require
 from cache.files import atomic_path
+from infer.corpus import cached_test_split
 from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
-from infer.inputs import Recordings, cached_test_split, list_recordings
+from infer.inputs import Recordings, list_recordings
 from infer.members import Member, load_members, shared_clip
 from infer.options import ExportOptions
 from infer.outputs import output_path
@@ -121,11 +123,9 @@ def _recordings(options: ExportOptions, members: list[Member], folder: str) -> t
         source = options.check or "data/test"
         return source, list_recordings(source)
     try:
-        recordings = cached_test_split(members, options.cache_dir)
-        if all(Path(path).is_file() for path in recordings.paths):
-            return "the cache's test split", recordings
-    except InputError:
-        pass
+        return "the cache's test split", cached_test_split(members, options)
+    except InputError as error:
+        print(f"no recordings to verify on: {error}", file=sys.stderr)
     import soundfile
 
     config, rng = shared_clip(members), np.random.default_rng(0)

@@ -10,10 +10,11 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.files import exclusive_lock, write_atomic
+from infer.corpus import cached_test_split
 from infer.engine import Judge
 from infer.ensemble import Ensemble
-from infer.inputs import Recordings, cached_test_split, list_recordings
-from infer.members import Member, load_members
+from infer.inputs import Recordings, list_recordings
+from infer.members import Member, load_alike
 from infer.options import PredictOptions
 from infer.outputs import output_path
 from infer.tables import csv_table
@@ -36,9 +37,10 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
     -------
     (files, files that could not be read, files judged as unknown) : the last two on rank 0
     """
-    members = load_members(options.run_folders, options.folds, world.device)
-    recordings = _recordings(options, members, world)
-    ensemble = Ensemble(members, options.tta, options.ensemble)
+    members = load_alike(options, world)
+    recordings, ensemble = world.decide(
+        lambda: (_recordings(options, members), Ensemble(members, options.tta, options.ensemble))
+    )
     if not ensemble.calibrated and world.speaks:
         print("confidence: too modest until you run infer.calibrate with the same --run, --folds and --tta", flush=True)
     views = first_views(options.tta)
@@ -101,11 +103,10 @@ def _part(parts: Path, first: int) -> Path:
     return parts / f"{first:09d}.npz"
 
 
-def _recordings(options: PredictOptions, members: list[Member], world: World) -> Recordings:
+def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
     if options.input == "data/test" and not Path(options.input).exists():
-        if world.speaks:
-            print("data/test does not exist: judging the cache's test split", flush=True)
-        return cached_test_split(members, options.cache_dir)
+        print("data/test does not exist: judging the cache's test split", flush=True)
+        return cached_test_split(members, options)
     return list_recordings(options.input)
 
 

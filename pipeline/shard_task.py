@@ -76,7 +76,7 @@ def _stop_if_orphan() -> None:
 
 def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]:
     """Decode one file; returns samples or None, content hash, flag bits, and the reason of a refusal or ""."""
-    from pipeline.decode import read_clip, read_file
+    from pipeline.decode import read_clip, read_file, reason_of
 
     digest = ""
     try:
@@ -86,7 +86,7 @@ def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]
     except InputError as error:
         return None, digest or "-", 0, str(error)
     except OSError as error:
-        return None, digest, 0, error.strerror or str(error)
+        return None, "", 0, reason_of(error)  # without a hash: the next build tries it again
     return clip.samples, digest, sum(getattr(clip, name) << bit for bit, name in enumerate(FLAGS)), ""
 
 

@@ -14,6 +14,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,19 @@ class World:
         values: list = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def decide(self, choose: Callable[[], Any]) -> Any:
+        """What rank 0 chooses, or the expected error that it meets, on every rank (plain types and dataclasses)."""
+        chosen = None
+        if self.speaks:
+            try:
+                chosen = choose()
+            except (InputError, OSError) as error:
+                chosen = error
+        chosen = self.gather(chosen)[0]
+        if isinstance(chosen, Exception):
+            raise chosen
+        return chosen
 
     def barrier(self) -> None:
         """Wait for all ranks."""

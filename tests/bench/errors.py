@@ -35,8 +35,8 @@ def run(options: Options) -> int:
     import torch
 
     from infer.auditing import suspects
+    from infer.corpus import find_member_cache
     from infer.evaluation import held_out, merged
-    from infer.inputs import find_member_cache
     from infer.members import load_members
 
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
