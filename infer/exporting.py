@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache.cli import EXIT_OK, InputError, require
-from cache.files import atomic_path, in_folder
+from cache.files import atomic_path
 from infer.corpus import cached_test_split, unheard
 from infer.engine import Judge
 from infer.ensemble import Ensemble
@@ -23,6 +23,7 @@ from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onn
 from infer.inputs import Recordings, list_recordings
 from infer.members import Member, load_members, shared_clip
 from infer.options import ExportOptions
+from infer.outputs import output_path
 from infer.views import first_views
 from infer.waveform import WaveformEnsemble
 from pipeline.decode import MAX_LEVEL, read_clip
@@ -53,7 +54,9 @@ def export(options: ExportOptions) -> int:
     write, load, name = _FORMATS[options.format]
     for module in ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ():
         require(module, "export")
-    output = in_folder(options.output or name)
+    output = output_path(options.output or name, options)
+    small = output.with_name(f"{output.stem}.int8{output.suffix}")
+    smaller = output_path(small, options) if options.int8 else None
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     ensemble = Ensemble(members, options.tta)
     module = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()
@@ -62,8 +65,7 @@ def export(options: ExportOptions) -> int:
         write(module, check.clips.shape[1], _metadata(members, options), temporary)
         probs = _measure(load, temporary, output.name, check, options)
         _verify(output, probs, check)
-        if options.int8:
-            smaller = output.with_name(f"{output.stem}.int8{output.suffix}")
+        if smaller:
             with atomic_path(smaller) as quantised:
                 quantise_onnx(temporary, quantised, calibration)
                 _measure(load, quantised, smaller.name, check, options)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cache.cli import InputError
 from pipeline.decode import EXTENSIONS
+from pipeline.scan import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,8 @@ def list_recordings(source: str) -> Recordings:
     """
     path = Path(source)
     if path.is_dir():
-        links = [entry.path for entry in os.scandir(path) if entry.is_symlink() and entry.is_dir()]  # to labels
-        names = sorted(
-            os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
-            for top in (path, *links)
-            for folder, _, files in os.walk(top)
-            for name in files
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        )
+        prefix = len(os.path.join(path, ""))
+        names = sorted(e.path[prefix:] for e in walk(str(path)) if e.name.lower().endswith(EXTENSIONS))
         recordings = Recordings([str(path / name) for name in names], names)
     elif path.is_file() and path.name.lower().endswith(EXTENSIONS):
         recordings = Recordings([source], [path.name])

@@ -48,8 +48,10 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
             display.line(f"fold {fold_name} is finished: {record.describe_best()} ({record.folder})")
             return 0
         if saved:  # its weights replace those that the run began with
-            memory_format = saved["state"]["memory_format"]
-            options = dataclasses.replace(options, memory_format=memory_format, weights=None, pretrained=False)
+            kept = {"memory_format": saved["state"]["memory_format"], "weights": None, "pretrained": False}
+            if world.device.type == "cpu" and saved["state"].get("amp") == "None":
+                kept["amp"] = "off"  # a run that has begun in float32 goes on in it
+            options = dataclasses.replace(options, **kept)
         trainer = Trainer(options, world, cache, fold)
         if saved:
             trainer.restore(saved["state"])

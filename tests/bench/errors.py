@@ -26,7 +26,7 @@ class Options(EnsembleOptions):
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and describe the errors."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.errors", description=__doc__.split("\n")[0])
+    flags = parse_flags(Options, argv, prog="python -m tests.bench.errors", description=__doc__)
     return run_main(lambda: run(Options(**flags)))
 
 
