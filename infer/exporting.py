@@ -21,7 +21,7 @@ from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
 from infer.inputs import Recordings, list_recordings
-from infer.members import Member, load_members, shared_clip
+from infer.members import Member, load_members, say_unfinished, shared_clip
 from infer.options import ExportOptions
 from infer.outputs import output_path
 from infer.views import first_views
@@ -58,6 +58,7 @@ def export(options: ExportOptions) -> int:
     small = output.with_name(f"{output.stem}.int8{output.suffix}")
     smaller = output_path(small, options) if options.int8 else None
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
+    say_unfinished(members)
     ensemble = Ensemble(members, options.tta)
     module = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()
     check, calibration = _check(options, members, ensemble)

@@ -1,8 +1,11 @@
 """The members of an ensemble: trained folds of one run or several."""
 
+import contextlib
 import dataclasses
 import hashlib
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from cache.config import FeatureConfig
 from infer.options import MemberOptions, trained_runs
 from train.checkpoint import load_checkpoint
 from train.models import create_model
+from train.progress import read_run
 from train.world import World
 
 
@@ -36,6 +40,10 @@ class Member:
     """SHA-256 of the checkpoint."""
     heard: np.ndarray | None = None
     """Contents of the clips that it was trained on, as of `train.heard`; None where the checkpoint does not say."""
+    epoch: int = 0
+    """Whose weights these are: the best so far."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The flags of its training."""
 
     @property
     def name(self) -> str:
@@ -95,7 +103,7 @@ def load_members(runs: list[str], folds: str, device: torch.device) -> list[Memb
 
 
 def load_alike(options: MemberOptions, world: World) -> list[Member]:
-    """The members that the flags name, the same on every rank.
+    """The members that the flags name, the same on every rank; says which are still in training.
 
     Raises
     ------
@@ -110,7 +118,23 @@ def load_alike(options: MemberOptions, world: World) -> list[Member]:
                 f"{path}: rank {rank} read another file than rank 0: it was replaced meanwhile; run this again, best "
                 "when its training has ended"
             )
+    if world.speaks:
+        say_unfinished(members)
     return members
+
+
+def say_unfinished(members: list[Member]) -> None:
+    """Say on stderr which members have not been trained to the end, and whose epoch's weights they have."""
+    for member in members:
+        with contextlib.suppress(InputError, TypeError):  # damaged metrics or flags are no reason not to judge
+            for log in read_run(Path(member.run)):
+                last = log.entries[-1]["epoch"] if log.fold == member.fold and log.entries else None
+                epochs, patience = (member.options.get(key, 0) for key in ("epochs", "patience"))
+                if last and last < epochs and not 0 < patience <= last - member.epoch:
+                    print(
+                        f"{member.path}: the weights of epoch {member.epoch}; training is at epoch {last} of {epochs}",
+                        file=sys.stderr,
+                    )
 
 
 def shared_clip(members: list[Member]) -> FeatureConfig:
@@ -153,4 +177,6 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         hold_back=0.0 if fold == "none" else options.get("hold_back", 0.0),
         digest=hashlib.sha256(data).hexdigest(),
         heard=heard.numpy() if isinstance(heard, torch.Tensor) else None,
+        epoch=saved["best"]["epoch"],
+        options=options,
     )

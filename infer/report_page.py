@@ -1,6 +1,7 @@
 """One self-contained HTML file: the template and its data."""
 
 import json
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def write_report(options: ReportOptions, world: World) -> int:
     console.print(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB")
     for note in notes:
         console.print(f"not shown: {note}")
+    embedded = [clip for described in data["sources"] for clip in described["worst"]]
+    silent = [clip for clip in embedded if "error" in clip]
+    if silent:
+        print(
+            f"{len(silent)} of {len(embedded)} clips have neither sound nor picture, such as {silent[0]['name']}: "
+            f"{silent[0]['error']}; name their --audio-dir",
+            file=sys.stderr,
+        )
     for described in data["sources"]:
         if described["dropped"]:
             shown = f"{len(described['worst'])} of {len(described['worst']) + described['dropped']} clips"

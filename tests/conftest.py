@@ -1,5 +1,6 @@
 """What several test files share: a synthesised corpus, the recorded speech, and the build as a user runs it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,15 @@ def here(words: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The trained run's folder as the working directory."""
     monkeypatch.chdir(words)
     return words
+
+
+@pytest.fixture
+def project(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the trained run with its corpus and cache that a test may change; the working directory."""
+    for part in ("data", "runs"):
+        shutil.copytree(words / part, tmp_path / "project" / part)
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
 
 
 def checksums(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from cache.shard import sidecar_path
 from infer.calibrate import main as calibrate
 from infer.evaluate import main as evaluate
 from tests.conftest import RATE, synthesise
-from tests.words_run import RUN
+from tests.words_run import RUN, rebuild
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.folds import select_fold
 from train.heard import heard_contents
@@ -20,22 +20,6 @@ from train.run import main as train
 
 JUDGE = ["--run", RUN, "--device", "cpu", "--tta", "1"]
 TRAIN = "--model test_resnet --n-mels 32 --batch-size 12 --device cpu --epochs 1".split()
-
-
-@pytest.fixture
-def project(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the trained run with its corpus and cache that a test may change; the working directory."""
-    shutil.copytree(words / "data", tmp_path / "project/data")
-    shutil.copytree(words / RUN, tmp_path / "project" / RUN)
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
-
-
-def rebuild() -> None:
-    """Build the cache again, after the corpus has changed."""
-    from pipeline.build_cache import main
-
-    assert main("--n-mels 32 --n-fft 1024 --num-views 2 --folds 2 --jobs 1".split()) == 0
 
 
 def refused(source: Path | str, capsys: pytest.CaptureFixture) -> str:

@@ -17,9 +17,15 @@ def hiss(seconds: float, seed: int) -> np.ndarray:
     return 0.01 * np.random.default_rng(seed).standard_normal(round(seconds * RATE)).astype(np.float32)
 
 
+def rebuild() -> None:
+    """Build the cache in the working directory, or bring it up to date with its corpus."""
+    from pipeline.build_cache import main
+
+    assert main("--n-mels 32 --n-fft 1024 --num-views 2 --folds 2 --jobs 1".split()) == 0
+
+
 def train_words(folder: Path) -> Path:
     """A folder with ``data/audio`` (with a test split), ``data/cache`` and `RUN` of two folds, in `folder`."""
-    from pipeline.build_cache import main as build
     from train.checkpoint import load_checkpoint, save_checkpoint
     from train.run import main as train
 
@@ -31,7 +37,7 @@ def train_words(folder: Path) -> Path:
             soundfile.write(audio / "noise" / f"{n % 9 + 0xA0000000:08x}_nohash_{n // 9}.wav", hiss(1, n), RATE)
         tested = [f"{word}/a0000008_nohash_{n}.wav" for word in [*WORDS, "noise"] for n in range(3)]
         (audio / "testing_list.txt").write_text("\n".join(tested))
-        assert build("--n-mels 32 --n-fft 1024 --num-views 2 --folds 2 --jobs 1".split()) == 0
+        rebuild()
         flags = "--model test_resnet --n-mels 32 --fold all --epochs 10 --batch-size 12 --device cpu --lr 0.003"
         assert train(flags.split()) == 0
     for fold, temperature in enumerate((1.0, 1.5)):  # of tones that are told apart without an error it is extreme
