@@ -10,6 +10,7 @@ from cache.cli import InputError
 from cache.index import TEST, Cache, list_caches
 from infer.members import Member
 from pipeline.decode import EXTENSIONS
+from pipeline.lists import find_files, read_lines, spelling
 from pipeline.scan import walk
 from train.folds import held_back, select_fold
 
@@ -29,7 +30,9 @@ class Recordings:
         ------
         InputError : a file outside such a folder, or a label that no member knows
         """
-        labels = [name.split("/")[0] if "/" in name else "" for name in self.names]
+        spelt = {spelling(label): label for label in known}
+        folders = [name.split("/")[0] if "/" in name else "" for name in self.names]
+        labels = [spelt.get(spelling(folder), folder) for folder in folders]
         unknown = sorted(set(labels) - set(known))
         if unknown:
             raise InputError(
@@ -55,14 +58,12 @@ def list_recordings(source: str) -> Recordings:
         recordings = Recordings([source], [path.name])
     elif path.is_file():
         try:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            if any("\0" in name for name in names):
-                raise ValueError("no path holds a zero byte")
-        except ValueError:
-            raise InputError(
-                f"{source}: neither a recording ({', '.join(EXTENSIONS)}) nor a text file of paths"
-            ) from None
-        recordings = Recordings(names, names)
+            names = read_lines(path)
+        except InputError as error:
+            raise InputError(f"{error}; nor is it a recording ({', '.join(EXTENSIONS)})") from None
+        recordings = Recordings(find_files(names, path.parent), names)
+        there = sum(map(os.path.lexists, recordings.paths))
+        print(f"{source}: {len(names):,} lines, {there:,} files", flush=True)
     else:
         raise InputError(f"{source}: no such folder or file")
     if not recordings.paths:
