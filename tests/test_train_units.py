@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 
 from cache.cli import InputError, parse_flags
 from cache.index import Cache, find_cache
+from cache.memory import poisoned_memory
 from tests.train_helpers import build_tiny_cache
 from train import recipes
 from train.augment import mixup, spec_augment, time_roll
@@ -26,7 +27,7 @@ from train.folds import select_fold
 from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions, options_from
-from train.precision import amp_dtype, training_dtype
+from train.precision import amp_dtype, find_wrong_layer, training_dtype
 from train.world import World
 
 CPU = torch.device("cpu")
@@ -215,13 +216,70 @@ def test_unknown_names_list_the_known() -> None:
 def test_precision_on_a_cpu(able: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Training takes bf16 where the CPU has instructions for it, but for depthwise convolutions; prediction never."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    cpu, expected = torch.device("cpu"), torch.bfloat16 if any(able.values()) else None
+    expected = torch.bfloat16 if any(able.values()) else None
     for name in ("resnet10t", "dla60_res2next", "test_vit"):
-        assert training_dtype("auto", create_model(name, 2, (64, 64)), cpu) == expected
-    assert training_dtype("off", create_model("resnet10t", 2, (64, 64)), cpu) is None
+        assert precision_of(name) == expected
+    assert precision_of("resnet10t", amp="off") is None
     for name in ("efficientnet_b0", "convnext_atto", "mobilenetv4_conv_small"):
-        assert training_dtype("auto", create_model(name, 2, (64, 64)), cpu) is None
-    assert amp_dtype("auto", cpu) is None
+        assert precision_of(name) is None
+    assert amp_dtype("auto", CPU) is None
+
+
+def precision_of(name: str, size: int = 32, amp: str = "auto", world: World | None = None) -> torch.dtype | None:
+    model = create_model(name, 2, (size, size))
+    return training_dtype(TrainOptions(amp=amp), model, world or World(0, 0, 1, CPU), (size, size))
+
+
+def bf16_gradient_is_wrong() -> bool:
+    """Whether this CPU gets a 3x3 convolution of stride 2 over a 1x1 map wrong (see docs/design.md)."""
+    conv, gradients = torch.nn.Conv2d(64, 64, 3, 2, 1), []
+    with poisoned_memory():
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                y = conv(torch.ones(2, 64, 1, 1))
+            gradients += torch.autograd.grad(y.float().sum(), conv.weight)
+    return not torch.allclose(*gradients, rtol=0.1, atol=0.1)
+
+
+def test_bf16_is_only_chosen_where_it_is_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model with a layer that the CPU gets wrong trains in float32 and says so; asked for, bf16 is refused."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    wrong = bf16_gradient_is_wrong()
+    for name in ("test_resnet", "resnet10t", "regnety_002"):  # each ends with such a layer at 16 mels x 16 frames
+        assert precision_of(name, 16) == (None if wrong else torch.bfloat16)
+        assert ("float32, not bf16" in capsys.readouterr().err) == wrong
+    if wrong:
+        with pytest.raises(InputError, match=r"--amp bf16: .*of layer4.0.conv1 .Conv2d over 192 x 1 x 1. wrong"):
+            precision_of("test_resnet", 16, "bf16")
+
+
+class Unwritten(torch.nn.Linear):
+    """A layer whose output in bf16 depends on memory that nobody wrote."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y + torch.empty_like(y) if y.dtype == torch.bfloat16 else y
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_reading_unwritten_memory_is_found(memory_format: torch.memory_format) -> None:
+    """A layer that would be right whenever its memory happens to be zero is found, and named."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), Unwritten(8 * 36, 4))
+    assert find_wrong_layer(model, (8, 8), memory_format) == "2 (Unwritten over 288)"
+    model[2] = torch.nn.Linear(8 * 36, 4)
+    assert find_wrong_layer(model, (8, 8), memory_format) is None
+
+
+@pytest.mark.parametrize("other", [(False, None), (True, "conv1")])
+def test_ranks_train_in_one_precision(other: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another rank's CPU has no bf16, or gets a layer wrong, all ranks take float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    world = World(0, 0, 2, CPU)
+    monkeypatch.setattr(world, "gather", lambda mine: [mine, other])
+    assert precision_of("test_resnet", world=world) is None
+    assert precision_of("test_resnet") is torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["test_vit", "twins_svt_small"])  # refused when called, and when built

@@ -86,7 +86,7 @@ class Trainer:
             )
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-        self.dtype = training_dtype(options.amp, model, device)
+        self.dtype = training_dtype(options, model, world, size)
         self.memory_format = choose_memory_format(options, model, world, size, self.dtype)
         self.model = model.to(device, memory_format=self.memory_format)
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None

@@ -15,6 +15,7 @@ from train.display import Display
 from train.engine import MAX_SKIPPED, Trainer
 from train.events import open_events, write_epoch
 from train.folds import select_fold
+from train.heard import heard_contents, own_checkpoint
 from train.options import TrainOptions
 from train.record import Record, opened_for_writing
 from train.world import ABORT, CONTINUE, SAVE, STOP, Agreement, StopSignal, World
@@ -47,13 +48,16 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
             display.line(f"fold {fold_name} is finished: {record.describe_best()} ({record.folder})")
             return 0
         if saved:  # its weights replace those that the run began with
-            memory_format = saved["state"]["memory_format"]
-            options = dataclasses.replace(options, memory_format=memory_format, weights=None, pretrained=False)
+            kept = {"memory_format": saved["state"]["memory_format"], "weights": None, "pretrained": False}
+            if world.device.type == "cpu" and saved["state"].get("amp") == "None":
+                kept["amp"] = "off"  # a run that has begun in float32 goes on in it
+            options = dataclasses.replace(options, **kept)
         trainer = Trainer(options, world, cache, fold)
         if saved:
             trainer.restore(saved["state"])
             display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
         if world.speaks:
+            record.heard = heard_contents(cache, fold.training, [saved] if saved else own_checkpoint(options.weights))
             record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
             record.write_config(world)
         del saved
