@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from pipeline.decode import EXTENSIONS
 from pipeline.lists import find_files, read_lines, spelling
 from pipeline.scan import walk
@@ -17,6 +18,8 @@ class Recordings:
     paths: list[str]
     names: list[str]
     """Relative to the input folder, with ``/``; as written in a list."""
+    note: str = ""
+    """What a list holds, to be shown."""
 
     def labels(self, known: list[str]) -> list[str]:
         """The label of each file: its first folder.
@@ -35,6 +38,13 @@ class Recordings:
                 f"expected <label>/ folders named {', '.join(known)}"
             )
         return labels
+
+
+def warn_of_unread(errors: dict[str, str]) -> None:
+    """Say on stderr how many recordings are not counted, and why the first is not; `errors`: name -> reason."""
+    for name, reason in list(errors.items())[:1]:
+        why = printable(f"{name}: {reason}")
+        print(f"{len(errors):,} recordings could not be read and are not counted; {why}", file=sys.stderr)
 
 
 def list_recordings(source: str) -> Recordings:
@@ -56,9 +66,9 @@ def list_recordings(source: str) -> Recordings:
             names = read_lines(path)
         except InputError as error:
             raise InputError(f"{error}; nor is it a recording ({', '.join(EXTENSIONS)})") from None
-        recordings = Recordings(find_files(names, path.parent), names)
-        there = sum(map(os.path.lexists, recordings.paths))
-        print(f"{source}: {len(names):,} lines, {there:,} files", flush=True)
+        paths = find_files(names, path.parent)
+        there = sum(map(os.path.lexists, paths))
+        recordings = Recordings(paths, names, f"{source}: {len(names):,} lines, {there:,} files")
     else:
         raise InputError(f"{source}: no such folder or file")
     if not recordings.paths:
