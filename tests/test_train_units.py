@@ -20,7 +20,7 @@ from cache.index import Cache, find_cache
 from cache.memory import poisoned_memory
 from tests.train_helpers import build_tiny_cache
 from train import recipes
-from train.augment import mixup, spec_augment, time_roll
+from train.augment import default_mixup, mixup, spec_augment, time_roll
 from train.data import clips_of_step
 from train.engine import ema_decay, lr_at
 from train.folds import select_fold
@@ -155,6 +155,13 @@ def test_mixup() -> None:
     torch.testing.assert_close(mixed[:, 0, 1, 1], expected)
     drawn = torch.distributions.Beta(0.2, 0.2).sample((20_000,))
     assert weight.mean() == pytest.approx(float(torch.maximum(drawn, 1 - drawn).mean()), abs=0.01)
+
+
+def test_mixup_follows_from_the_length_of_a_training() -> None:
+    """Short trainings have none of it, long ones 0.2, and it never falls as a training gets longer."""
+    assert default_mixup(1080) < 0.02, "at 0.2 it cost 1.2 points there"
+    assert [default_mixup(heard) for heard in (0, 500, 2160, 5400, 53_000)] == [0, 0, 0.2, 0.2, 0.2]
+    assert (np.diff([default_mixup(heard) for heard in range(0, 3000, 50)]) >= 0).all()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -5,6 +5,7 @@ continues from any step as if it had never stopped.
 """
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cache.cli import InputError
 from cache.index import Cache
-from train.augment import batch_augment
+from train.augment import batch_augment, default_mixup
 from train.data import Batches, held_out_batches
 from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
@@ -52,10 +53,14 @@ class Trainer:
     """
 
     def __init__(self, options: TrainOptions, world: World, cache: Cache, fold: Fold) -> None:
-        self.options, self.world, self.cache, self.fold = options, world, cache, fold
+        self.world, self.cache, self.fold = world, cache, fold
         self.batches = Batches(world, cache, fold.training, options.batch_size, options.seed)
         self.steps_per_epoch = len(fold.training) // options.batch_size
         self.total_steps = options.epochs * self.steps_per_epoch
+        if options.mixup is None:
+            heard = self.total_steps * options.batch_size / len(cache.classes)
+            options = dataclasses.replace(options, mixup=default_mixup(heard))
+        self.options = options
         self.step = 0
         if options.loss not in LOSSES:
             raise InputError(f"unknown loss {options.loss!r}; known: {', '.join(LOSSES)}")

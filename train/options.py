@@ -32,8 +32,13 @@ class TrainOptions(Flags):
     balance: float = flag(0.0, "weigh classes by their number of clips to minus this (1: all classes alike)", (0, 2))
     teacher: str | None = flag(None, "also learn from what this run's folds said out of fold", metavar="RUN")
     teacher_share: float = flag(0.5, "share of the target that is the teacher's probabilities", (0, 1))
-    mixup: float = flag(0.2, "alpha of mixup (0: off)", (0, 100))
-    spec_augment: float = flag(0.15, "largest share of mels, and of frames, that a mask hides (0: off)", (0, 0.9))
+    mixup: float | None = flag(
+        None,
+        "alpha of mixup (0: off; default: 0.2, less where a label is heard under 2,000 times)",
+        (0, 100),
+        type=float,
+    )
+    spec_augment: float = flag(0.0, "largest share of mels, and of frames, that a mask hides (0: off)", (0, 0.9))
     time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)", (0, 0.5))
     ema: float = flag(0.999, "decay of the weights' average, which is validated and saved (0: off)", (0, 0.999999))
     hold_back: float = flag(0.02, "share of the clips, by speaker, kept from all folds for infer.calibrate", (0, 0.5))
