@@ -13,7 +13,7 @@ from cache.index import Cache
 from infer.corpus import find_corpus, find_member_cache, labelled_recordings
 from infer.engine import Judge
 from infer.ensemble import Ensemble, hard_vote, soft_vote
-from infer.inputs import Recordings
+from infer.inputs import Recordings, warn_of_unread
 from infer.members import Member, load_alike
 from infer.options import EnsembleOptions, EvaluateOptions
 from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
@@ -133,6 +133,8 @@ def judge_labelled(
         raise InputError(
             f"none of {len(errors)} recordings could be read; the first: {recordings.names[0]}: {errors[0]}"
         )
+    if world.speaks:
+        warn_of_unread({name: error for name, error in zip(recordings.names, errors, strict=True) if error})
     return JudgedClips(
         names=[recordings.names[index] for index in good],
         paths=[recordings.paths[index] for index in good],

@@ -1,6 +1,5 @@
 """Exporting: write the file, run it, and keep it only if it says what predict says."""
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -20,13 +19,13 @@ from infer.corpus import cached_test_split
 from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
-from infer.inputs import Recordings, list_recordings
+from infer.inputs import Recordings, list_recordings, warn_of_unread
 from infer.members import Member, load_members, shared_clip
 from infer.options import ExportOptions
 from infer.outputs import output_path
 from infer.views import first_views
 from infer.waveform import WaveformEnsemble
-from pipeline.decode import read_clip
+from pipeline.decode import read_clip, reason_of
 
 TOLERANCE = 1e-3
 """Largest difference of a probability between the exported file and predict."""
@@ -92,10 +91,14 @@ def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) ->
     with tempfile.TemporaryDirectory() as folder:
         source, there = _recordings(options, members, folder)
         wanted = min(len(there.paths), options.check_clips * (2 if options.int8 else 1))
-        kept = []
+        kept, unread = [], {}
         for index in np.linspace(0, len(there.paths) - 1, wanted).round().astype(int).tolist():
-            with contextlib.suppress(InputError, OSError):
-                kept.append((there.names[index], read_clip(there.paths[index], config).samples))
+            name = there.names[index]
+            try:
+                kept.append((name, read_clip(there.paths[index], config).samples))
+            except (InputError, OSError) as error:
+                unread[name] = reason_of(error)
+    warn_of_unread(unread)
     if not kept:
         raise InputError(f"{source}: none of {wanted} recordings could be read; choose others with --check")
     read, others = (kept[::2], kept[1::2] or kept) if options.int8 else (kept, kept)

@@ -1,4 +1,4 @@
-"""Listing a corpus: its clips, its official lists and its background recordings."""
+"""Listing a corpus: its clips and its background recordings."""
 
 import hashlib
 import os
@@ -121,12 +121,6 @@ def labels_of(clip_ids: np.ndarray) -> np.ndarray:
 def speakers_of(clip_ids: np.ndarray) -> np.ndarray:
     """The speaker of each clip_id, from ``<8 hex>_nohash_<n>``; empty where the name carries none."""
     return from_names(lambda name: match[1] if (match := _SPEAKER.search(name)) else b"", clip_ids)
-
-
-def read_list(audio_dir: Path, name: str) -> set[bytes]:
-    """The clip_ids in ``testing_list.txt`` or ``validation_list.txt``; empty where there is no such file."""
-    path = Path(audio_dir) / name
-    return {line.strip() for line in path.read_bytes().splitlines()} if path.exists() else set()
 
 
 def noise_files(audio_dir: Path) -> list[Path]:
