@@ -18,7 +18,7 @@ from infer.members import Member, load_alike
 from infer.options import EnsembleOptions, EvaluateOptions
 from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
 from infer.views import first_views
-from train.checkpoint import load_arrays
+from train.checkpoint import load_out_of_fold
 from train.world import World
 
 
@@ -75,7 +75,9 @@ def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> Judg
     path = Path(member.run) / f"fold{member.fold}" / "oof.npz"
     if member.fold == "none":
         raise InputError(f"{member.path}: fold none holds nothing out; choose other --folds, or labelled recordings")
-    arrays, digest = load_arrays(path), cache.index["split"]["digest"]
+    arrays, digest = load_out_of_fold(path), cache.index["split"]["digest"]
+    if arrays["classes"].tolist() != member.classes:
+        raise InputError(f"{path}: knows other labels than {member.path}; train this fold again")
     if str(arrays["split_digest"]) != digest or member.split_digest != digest:
         raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
     names = [name.decode() for name in arrays["clip_id"].tolist()]

@@ -7,7 +7,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.index import TRAIN, Cache
 from train.calibration import fit_temperature
-from train.checkpoint import load_arrays
+from train.checkpoint import load_out_of_fold
 
 
 def teacher_probs(run: str, cache: Cache) -> np.ndarray:
@@ -37,10 +37,13 @@ def teacher_probs(run: str, cache: Cache) -> np.ndarray:
         path = Path(run) / f"fold{fold}" / "oof.npz"
         if not path.exists():
             raise InputError(f"--teacher: {path} is not there; the teacher needs all folds: train.run --fold all")
-        arrays = load_arrays(path)
+        arrays = load_out_of_fold(path)
         if str(arrays["split_digest"]) != cache.index["split"]["digest"] or arrays["classes"].tolist() != cache.classes:
             raise InputError(f"--teacher: {path} belongs to another split than {cache.folder}; train the teacher again")
-        clips = order[np.searchsorted(cache.clips["clip_id"], arrays["clip_id"], sorter=order)]
+        found = np.searchsorted(cache.clips["clip_id"], arrays["clip_id"], sorter=order)
+        clips = order[np.minimum(found, len(order) - 1)]
+        if (cache.clips["clip_id"][clips] != arrays["clip_id"]).any():
+            raise InputError(f"--teacher: {path} names clips that {cache.folder} does not hold; train it again")
         logits = arrays["logits"]
         probs[clips] = softmax(logits / fit_temperature(logits, arrays["target"]), axis=1)
     if not probs[cache.clips["split"] == TRAIN].any(axis=1).all():
