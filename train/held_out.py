@@ -6,7 +6,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.index import Cache
-from train.checkpoint import load_arrays
+from train.checkpoint import load_out_of_fold
 
 
 def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -23,7 +23,7 @@ def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.
     InputError : missing, damaged, of another split, with clips that the clip table has not, or logits that are not
         finite
     """
-    arrays = load_arrays(path)
+    arrays = load_out_of_fold(path)
     if (str(arrays["split_digest"]), arrays["classes"].tolist()) != (cache.index["split"]["digest"], cache.classes):
         raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
     names, logits = arrays["clip_id"], arrays["logits"]
