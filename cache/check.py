@@ -76,7 +76,7 @@ def _check_shard(folder: Path, number: int, listed: dict[str, Any] | None, cache
         if file_checksum(path) != sidecar["checksum"]:
             return Damage(path, f"its content differs from its checksum ({path.stat().st_size} bytes)", number)
         if cache:
-            map_shard(folder, number, cache.config, sidecar["rows"])
+            map_shard(folder, number, cache.config, sidecar["rows"], sidecar.get("sources"))
     except FileNotFoundError:
         return Damage(path, "missing", number)
     except InputError as error:

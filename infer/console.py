@@ -9,9 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK
-from cache.files import in_folder, write_atomic
+from cache.files import write_atomic
 from infer.evaluation import evaluate
 from infer.options import EvaluateOptions, PredictOptions
+from infer.outputs import output_path
 from infer.prediction import predict
 from train.world import World
 
@@ -43,7 +44,7 @@ def predict_with_progress(options: PredictOptions, world: World) -> int:
 
 def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     """Evaluate, print tables, write ``--json``; returns the exit status."""
-    output = in_folder(options.json) if options.json else None
+    output = output_path(options.json, options) if options.json else None
     figures = evaluate(options, world)
     if not world.speaks:
         return EXIT_OK

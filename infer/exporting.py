@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cache.cli import EXIT_OK, InputError, require
-from cache.files import atomic_path, in_folder
+from cache.files import atomic_path
+from infer.corpus import cached_test_split
 from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
-from infer.inputs import Recordings, cached_test_split, list_recordings
+from infer.inputs import Recordings, list_recordings
 from infer.members import Member, load_members, shared_clip
 from infer.options import ExportOptions
+from infer.outputs import output_path
 from infer.views import first_views
 from infer.waveform import WaveformEnsemble
 from pipeline.decode import read_clip
@@ -51,7 +54,9 @@ def export(options: ExportOptions) -> int:
     write, load, name = _FORMATS[options.format]
     for module in ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ():
         require(module, "export")
-    output = in_folder(options.output or name)
+    output = output_path(options.output or name, options)
+    small = output.with_name(f"{output.stem}.int8{output.suffix}")
+    smaller = output_path(small, options) if options.int8 else None
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     ensemble = Ensemble(members, options.tta)
     module = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()
@@ -60,8 +65,7 @@ def export(options: ExportOptions) -> int:
         write(module, check.clips.shape[1], _metadata(members, options), temporary)
         probs = _measure(load, temporary, output.name, check, options)
         _verify(output, probs, check)
-        if options.int8:
-            smaller = output.with_name(f"{output.stem}.int8{output.suffix}")
+        if smaller:
             with atomic_path(smaller) as quantised:
                 quantise_onnx(temporary, quantised, calibration)
                 _measure(load, quantised, smaller.name, check, options)
@@ -119,11 +123,9 @@ def _recordings(options: ExportOptions, members: list[Member], folder: str) -> t
         source = options.check or "data/test"
         return source, list_recordings(source)
     try:
-        recordings = cached_test_split(members, options.cache_dir)
-        if all(Path(path).is_file() for path in recordings.paths):
-            return "the cache's test split", recordings
-    except InputError:
-        pass
+        return "the cache's test split", cached_test_split(members, options)
+    except InputError as error:
+        print(f"no recordings to verify on: {error}", file=sys.stderr)
     import soundfile
 
     config, rng = shared_clip(members), np.random.default_rng(0)

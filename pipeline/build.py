@@ -12,7 +12,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, remove_leftovers
+from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_leftovers
 from cache.index import Cache, read_index
 from cache.shard import sidecar_path
 from pipeline import scan
@@ -58,6 +58,8 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
     listing, ignored = scan.scan_corpus(audio_dir)
     config = feature_config(options)
     folder = Path(options.cache_dir) / config.folder_name
+    if lies_in(folder, [audio_dir]) or lies_in(audio_dir, [folder]):
+        raise InputError(f"{folder} and the corpus {audio_dir} must lie apart; choose another --cache-dir")
     with _writing(folder):
         sources = read_sources(folder, config)
         if len(sources.clips) and not np.isin(listing["clip_id"], sources.clips["clip_id"]).any():

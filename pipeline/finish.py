@@ -42,8 +42,8 @@ def finish(
     for name, column in zip(clips.dtype.names, columns, strict=True):
         clips[name] = column
     alive = np.unique(clips["shard"]).tolist()
-    keys = ("rows", "bytes", "checksum")
-    shards = [{"number": n, **{key: sources.shards[n][key] for key in keys}} for n in alive]
+    keys = ("rows", "bytes", "checksum", "sources")
+    shards = [{"number": n, **{key: sources.shards[n][key] for key in keys if key in sources.shards[n]}} for n in alive]
     versions = {tuple(sorted(sources.shards[n]["versions"].items())) for n in alive}
     counts = {name: int(((found["flags"] >> bit) & 1).sum()) for bit, name in enumerate(FLAGS)}
     content = {

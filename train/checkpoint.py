@@ -1,5 +1,6 @@
 """Checkpoints: tensors and plain types, written atomically, read with ``weights_only=True``."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,19 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, data: bytes | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in it is executed.
+
+    Parameters
+    ----------
+    data : the content of the file, where it has been read already
 
     Raises
     ------
     InputError : missing, truncated, from another version, or not plain data
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path if data is None else io.BytesIO(data), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; train it with python -m train.run") from None
     except (PermissionError, IsADirectoryError):

@@ -15,6 +15,7 @@ from train.display import Display
 from train.engine import MAX_SKIPPED, Trainer
 from train.events import open_events, write_epoch
 from train.folds import select_fold
+from train.heard import heard_contents, own_checkpoint
 from train.options import TrainOptions
 from train.record import Record, opened_for_writing
 from train.world import ABORT, CONTINUE, SAVE, STOP, Agreement, StopSignal, World
@@ -56,6 +57,7 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
             trainer.restore(saved["state"])
             display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
         if world.speaks:
+            record.heard = heard_contents(cache, fold.training, [saved] if saved else own_checkpoint(options.weights))
             record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
             record.write_config(world)
         del saved

@@ -16,11 +16,12 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cache.cli import EXIT_ERROR, InputError
+from cache.cli import EXIT_ERROR, InputError, describe_error
 from cache.memory import keep_freed_memory
 
 # what torch raises as a plain RuntimeError where memory runs out
@@ -73,6 +74,19 @@ class World:
         values: list = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def decide(self, choose: Callable[[], Any]) -> Any:
+        """What rank 0 chooses, or the expected error that it meets, on every rank (plain types and dataclasses)."""
+        chosen = None
+        if self.speaks:
+            try:
+                chosen = choose()
+            except (InputError, OSError) as error:
+                chosen = error
+        chosen = self.gather(chosen)[0]
+        if isinstance(chosen, Exception):
+            raise chosen
+        return chosen
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -196,7 +210,7 @@ def run_in_world(
         with _process_group(world, device, patience):
             return body(world)
     except (InputError, OSError) as error:
-        return _show(world, f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
+        return _show(world, describe_error(error))
     except Exception as error:
         if is_out_of_memory(error):
             return _show(world, f"out of memory on {world.device} ({_reason(error)}); {world.memory_advice}")

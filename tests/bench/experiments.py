@@ -186,7 +186,7 @@ class Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for and not yet done, then write the page."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.experiments", description=__doc__.split("\n")[0])
+    flags = parse_flags(Options, argv, prog="python -m tests.bench.experiments", description=__doc__)
     return run_main(lambda: run(Options(**flags)))
 
 
