@@ -7,7 +7,8 @@ from cache.cli import Flags, InputError, flag
 from train.recipes import RECIPES
 
 # flags that a resumed run may change; the cache's digests stand for its own
-_FREE = "cache_dir cache n_mels width fold runs_dir name recipe device checkpoint_minutes patience tensorboard".split()
+_FREE = "cache_dir cache n_mels width fold runs_dir name recipe device resident".split()
+_FREE += "checkpoint_minutes patience tensorboard".split()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class TrainOptions(Flags):
     amp: str = flag("auto", "mixed precision", choices=("auto", "bf16", "fp16", "off"))
     memory_format: str = flag("auto", "memory format", choices=("auto", "contiguous", "channels_last"))
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+    resident: str = flag("auto", "keep a fold on the GPU if half of the free memory suffices", choices=("auto", "off"))
     compile: bool = flag(False, "compile the model with torch.compile")
     patience: int = flag(0, "stop after this many epochs without a better validation (0: never)", (0, 10_000))
     checkpoint_minutes: float = flag(10.0, "minutes between checkpoints within an epoch", (0, 100_000))
