@@ -47,8 +47,8 @@ def mixup(x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, *, alpha
 def default_mixup(heard: float) -> float:
     """Alpha of mixup, by how often a training hears a label: what helps a long training hurts a short one.
 
-    Of recorded speech alpha 0.2 cost 1.2 points where a label is heard 1,080 times; it gained 1.0 at 2,160, 0.3 at 2,700,
-    0.6 at 5,400 and 0.6 at 16,000 (resnet18, docs/experiments.md).
+    Of recorded speech alpha 0.2 cost 1.2 points where a label is heard 1,080 times; it gained 1.0 at 2,160, 0.3 at
+    2,700, 0.6 at 5,400 and 0.6 at 16,000 (resnet18, docs/experiments.md).
 
     Parameters
     ----------

@@ -179,8 +179,8 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
     ),
     **{
         f"length-{epochs}": (
-            f"The defaults against other strengths of mixup and masks, {epochs} epochs: resnet18, 32 x 32, the words bird "
-            "cat five happy left no stop zero of 600 clips each, half of the speakers held out",
+            f"Strengths of mixup and masks, {epochs} epochs: resnet18, 32 x 32, 600 clips each of bird cat five happy left "
+            "no stop zero, half of the speakers held out",
             "--n-mels 32 --folds 2",
             "--model resnet18 --n-mels 32 --batch-size 64",
         )
