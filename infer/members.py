@@ -10,7 +10,7 @@ import torch
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from infer.options import MemberOptions, trained_runs
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, taking_over
 from train.models import create_model
 from train.world import World
 
@@ -136,8 +136,9 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
     saved = load_checkpoint(path, data)
     options = saved["options"]
     config = FeatureConfig.from_dict(saved["features"], str(path))
-    model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
-    model.load_state_dict(saved["model"])
+    with taking_over(path):
+        model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
+        model.load_state_dict(saved["model"])
     heard = saved.get("heard")
     model = model.to(device, memory_format=torch.channels_last).eval()
     return Member(

@@ -129,23 +129,30 @@ def _job_digest(options: PredictOptions, members: list[Member], recordings: Reco
 
 
 def _keep_finished(parts: Path, job: str, *, keep: bool) -> int:
-    """Drop finished blocks, or keep them with --resume; returns how many there are.
+    """Drop finished blocks, or keep them with --resume, but for damaged ones; returns how many there are.
 
     Raises
     ------
     InputError : they are to be kept, but are another job's
     """
     note, finished = parts / "job", list(parts.glob("*.npz"))
-    if keep and finished and note.read_text() != job:
+    if keep and finished and not (note.exists() and note.read_bytes() == job.encode()):
         raise InputError(
             f"{parts}: begun with other files, members or flags; use the same, or start again without --resume"
         )
-    if not keep:
-        for path in finished:
+    for path in finished:
+        if not keep or not _is_whole(path):
             path.unlink()
-        finished = []
     write_atomic(note, job.encode())
-    return len(finished)
+    return len(list(parts.glob("*.npz")))
+
+
+def _is_whole(part: Path) -> bool:
+    try:
+        arrays = load_arrays(part)
+        return arrays["probs"].ndim == 2 and arrays["errors"].shape == arrays["probs"].shape[:1]
+    except (InputError, KeyError):
+        return False
 
 
 def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path) -> tuple[int, int]:
@@ -156,7 +163,7 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
         matrix = stack.enter_context(csv_table(options.probabilities, ["file", *classes]))
         windows = stack.enter_context(csv_table(options.windows, HEADER))
         for first in range(0, len(recordings.paths), options.block_files):
-            arrays = load_arrays(_part(parts, first))
+            arrays = load_arrays(_part(parts, first), "judge it again with --resume")
             names = recordings.names[first : first + options.block_files]
             for name, probs, error in zip(names, arrays["probs"], arrays["errors"].tolist(), strict=True):
                 if error:

@@ -89,7 +89,7 @@ def test_a_checkpoint_replaced_between_two_ranks_is_refused(views: Path) -> None
     path = views / "1" / RUN / "fold1/best.pt"
     save_checkpoint(path, {**load_checkpoint(path), "temperature": 1.25})
     flags = ["--run", RUN, "--device", "cpu", "--tta", "1", "--input", "in", "--output", f"{views}/out.csv"]
-    status, output = torchrun(views, ["infer.predict", *flags])
+    _, output = torchrun(views, ["infer.predict", *flags])
     assert "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert f"{RUN}/fold1/best.pt: rank 1 read another file than rank 0" in line

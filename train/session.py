@@ -11,6 +11,7 @@ import torch
 
 from cache.cli import InputError
 from cache.index import Cache
+from train.checkpoint import taking_over
 from train.display import Display
 from train.engine import MAX_SKIPPED, Trainer
 from train.events import open_events, write_epoch
@@ -54,7 +55,8 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
             options = dataclasses.replace(options, **kept)
         trainer = Trainer(options, world, cache, fold)
         if saved:
-            trainer.restore(saved["state"])
+            with taking_over(record.folder / "last.pt"):
+                trainer.restore(saved["state"])
             display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
         if world.speaks:
             record.heard = heard_contents(cache, fold.training, [saved] if saved else own_checkpoint(options.weights))
@@ -133,8 +135,8 @@ class _Session:
     def _end_epoch(self) -> None:
         """Validate, log, save."""
         trainer, world = self.trainer, self.world
+        sums = torch.stack(world.gather(trainer.sums.cpu())).sum(dim=0).tolist()  # waits for the device's last step
         seconds = time.monotonic() - self._epoch_started
-        sums = torch.stack(world.gather(trainer.sums.cpu())).sum(dim=0).tolist()
         trainer.sums.zero_()
         self.display.validating()
         judged = trainer.validate()
@@ -176,4 +178,5 @@ class _Session:
         state = self.trainer.state()
         if self.world.speaks:
             self.record.save_last(state, self.trainer.epoch)
+        self.world.barrier()  # none ends, and so seems dead, while rank 0 still writes
         self._saved_at = time.monotonic()
