@@ -83,7 +83,7 @@ def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> Judg
     if member.split_digest != cache.index["split"]["digest"] or not np.array_equal(np.sort(clips), expected):
         raise InputError(f"{path}: not the clips that fold {member.fold} of {cache.folder} holds out; train it again")
     names = [name.decode() for name in cache.clips["clip_id"][clips].tolist()]
-    folder = find_corpus(cache, names, audio_dir)
+    folder = find_corpus(cache, audio_dir)
     probs = softmax(logits / member.temperature, axis=1)
     targets = cache.clips["target"][clips].astype(np.int64)
     return JudgedClips(names, [str(folder / name) for name in names], targets, probs[None, None])

@@ -24,7 +24,8 @@ import importlib, json, os, sys
 os.chdir(os.environ["RANK"])  # where each rank finds its own state of the files
 for module, *flags in json.loads(sys.argv[-1]):
     status = importlib.import_module(module).main(flags)
-    print(f"{module} on rank {os.environ['RANK']}: {status}", flush=True)
+    if status:
+        sys.exit(status)
 """
 
 
@@ -75,7 +76,6 @@ def test_a_file_that_arrives_between_two_ranks_shifts_nothing(views: Path) -> No
         ["infer.calibrate", *flags],
     )
     assert status == 0, output
-    assert [output.count(f"{name} on rank {rank}: 0") for name in ("predict", "report") for rank in "01"] == [1] * 4
     for first, second in (("1.csv", "2.csv"), ("1w.csv", "2w.csv"), ("1.json", "2.json")):
         assert (views / first).read_bytes() == (views / second).read_bytes()
     with open(views / "2.csv", newline="") as file:
@@ -89,9 +89,8 @@ def test_a_checkpoint_replaced_between_two_ranks_is_refused(views: Path) -> None
     path = views / "1" / RUN / "fold1/best.pt"
     save_checkpoint(path, {**load_checkpoint(path), "temperature": 1.25})
     flags = ["--run", RUN, "--device", "cpu", "--tta", "1", "--input", "in", "--output", f"{views}/out.csv"]
-    _, output = torchrun(views, ["infer.predict", *flags])
-    assert "Traceback" not in output
+    status, output = torchrun(views, ["infer.predict", *flags])
+    assert status != 0
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert f"{RUN}/fold1/best.pt: rank 1 read another file than rank 0" in line
-    assert "infer.predict on rank 0: 2" in output
     assert not (views / "out.csv").exists()

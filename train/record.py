@@ -17,7 +17,7 @@ import torch
 from cache.cli import InputError
 from cache.files import exclusive_lock, remove_leftovers, write_atomic
 from cache.index import Cache
-from train.calibration import fit_temperature
+from train.calibration import FEW_ERRORS, fit_temperature
 from train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
 from train.options import TrainOptions
 from train.world import World
@@ -118,6 +118,21 @@ class Record:
         if self.best["accuracy"] is None:
             return f"epoch {self.best['epoch']}, nothing held out"
         return f"best validation accuracy {self.best['accuracy']:.4f} (epoch {self.best['epoch']})"
+
+    def describe_doubt(self, held_out: int) -> str:
+        """Why the temperature of the best epoch is uncertain, in words; empty where it is not, or where there is none.
+
+        Parameters
+        ----------
+        held_out : clips that it was fitted on
+        """
+        errors = held_out - round((self.best["accuracy"] or 0.0) * held_out)
+        if not held_out or errors >= FEW_ERRORS:
+            return ""
+        return (
+            f"{self.folder}: its temperature rests on {errors} errors among {held_out} held-out clips, so that its "
+            "confidence is uncertain; infer.calibrate sets that of the ensemble"
+        )
 
     def _identity(self) -> dict[str, Any]:
         split = self.cache.index["split"]
