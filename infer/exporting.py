@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache.cli import EXIT_OK, InputError, require
-from cache.files import atomic_path
+from cache.files import atomic_path, write_atomic
 from infer.corpus import cached_test_split
 from infer.engine import Judge
 from infer.ensemble import Ensemble
@@ -133,7 +134,9 @@ def _recordings(options: ExportOptions, members: list[Member], folder: str) -> t
     for number in range(options.check_clips):
         tone = np.sin(2 * np.pi * time_s * (rng.uniform(80, 2000) + rng.uniform(0, 2000) * time_s))
         signal = 0.3 * tone * np.hanning(config.samples) + 0.01 * rng.standard_normal(config.samples)
-        soundfile.write(f"{folder}/{number:04d}.wav", signal, config.sample_rate)
+        wav = io.BytesIO()
+        soundfile.write(wav, signal, config.sample_rate, format="WAV")
+        write_atomic(Path(folder) / f"{number:04d}.wav", wav.getvalue())
     return "generated signals", list_recordings(folder)
 
 
