@@ -34,7 +34,7 @@ class Flags:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata.get("limits")
-            if limits and not limits[0] <= value <= limits[1]:
+            if limits and value is not None and not limits[0] <= value <= limits[1]:
                 expected = "{:g} or more" if limits[1] == math.inf else "{:g} to {:g}"
                 raise InputError(f"--{field.name.replace('_', '-')} {value:g}; expected {expected.format(*limits)}")
 

@@ -16,4 +16,4 @@ for path in sys.argv[2:]:
     if rate != int(about["sample_rate"]):
         raise SystemExit(f"{path}: {rate} Hz; resample it to {about['sample_rate']} Hz")
     (probs,) = session.run(None, {"waveform": samples.mean(axis=1)[None]})[0]
-    print(path, classes[probs.argmax()], f"{probs.max():.4f}")
+    print(path, classes[probs.argmax()] if probs.max() <= 1 else "(not a finite recording)", f"{probs.max():.4f}")

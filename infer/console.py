@@ -1,6 +1,7 @@
 """What infer's commands show."""
 
 import json
+import sys
 import time
 from typing import Any
 
@@ -38,7 +39,7 @@ def predict_with_progress(options: PredictOptions, world: World) -> int:
     if options.min_confidence:
         console.print(f"{unknown:,} are unknown: judged with a confidence below {options.min_confidence:g}")
     if bad:
-        console.print(f"{bad:,} could not be read: see the column error")
+        print(f"{bad:,} could not be read: see the column error", file=sys.stderr)
     return EXIT_INCOMPLETE if bad else EXIT_OK
 
 
@@ -74,8 +75,6 @@ def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:
     if figures.get("ece") is not None:
         remedy = "" if figures["calibrated"] else " (not calibrated yet: python -m infer.calibrate)"
         console.print(f"expected calibration error of the last row: {figures['ece']:.4f}{remedy}", soft_wrap=True)
-    if figures.get("unreadable"):
-        console.print(f"{figures['unreadable']} recordings could not be read and are not counted")
 
 
 def _print_rows(console: Console, title: str, rows: list[tuple]) -> None:

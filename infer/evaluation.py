@@ -1,6 +1,7 @@
 """Evaluating members out of fold, or members and ensembles on labelled recordings."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from cache.index import Cache
 from infer.corpus import find_corpus, find_member_cache, labelled_recordings
 from infer.engine import Judge
 from infer.ensemble import Ensemble, hard_vote, soft_vote
-from infer.inputs import Recordings
+from infer.inputs import Recordings, warn_of_unread
 from infer.members import Member, load_alike
 from infer.options import EnsembleOptions, EvaluateOptions
 from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
 from infer.views import first_views
-from train.checkpoint import load_out_of_fold
+from train.held_out import read_held_out
 from train.world import World
 
 
@@ -33,7 +34,7 @@ class JudgedClips:
     probs: np.ndarray
     """[shape=(members, views, n, classes), dtype=float32]"""
     unreadable: int = 0
-    """Clips that were left out because they could not be read."""
+    """Clips that were left out because they could not be judged."""
 
 
 def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def _out_of_fold(members: list[Member], options: EvaluateOptions) -> dict[str, A
 def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> JudgedClips:
     """What a member said of the clips that it never saw, as its training left it in ``oof.npz``.
 
+    Names and targets are the clip table's, so that no path is opened because a run folder names it.
+
     Parameters
     ----------
     audio_dir : see `infer.corpus.find_corpus`
@@ -70,20 +73,20 @@ def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> Judg
 
     Raises
     ------
-    InputError : the member holds nothing out, has no such file, or belongs to another split than the cache
+    InputError : the member holds nothing out, or its file is missing, damaged, or of other clips than the cache's fold
     """
     path = Path(member.run) / f"fold{member.fold}" / "oof.npz"
     if member.fold == "none":
         raise InputError(f"{member.path}: fold none holds nothing out; choose other --folds, or labelled recordings")
-    arrays, digest = load_out_of_fold(path), cache.index["split"]["digest"]
-    if arrays["classes"].tolist() != member.classes:
-        raise InputError(f"{path}: knows other labels than {member.path}; train this fold again")
-    if str(arrays["split_digest"]) != digest or member.split_digest != digest:
-        raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
-    names = [name.decode() for name in arrays["clip_id"].tolist()]
-    probs = softmax(arrays["logits"] / member.temperature, axis=1)
+    clips, logits, _ = read_held_out(path, cache)
+    expected = np.flatnonzero(cache.clips["fold"] == int(member.fold))
+    if member.split_digest != cache.index["split"]["digest"] or not np.array_equal(np.sort(clips), expected):
+        raise InputError(f"{path}: not the clips that fold {member.fold} of {cache.folder} holds out; train it again")
+    names = [name.decode() for name in cache.clips["clip_id"][clips].tolist()]
     folder = find_corpus(cache, names, audio_dir)
-    return JudgedClips(names, [str(folder / name) for name in names], arrays["target"], probs[None, None])
+    probs = softmax(logits / member.temperature, axis=1)
+    targets = cache.clips["target"][clips].astype(np.int64)
+    return JudgedClips(names, [str(folder / name) for name in names], targets, probs[None, None])
 
 
 def merged(judged: list[JudgedClips]) -> JudgedClips:
@@ -114,7 +117,7 @@ def judge_labelled(
 
     Raises
     ------
-    InputError : none readable, or labels that no member knows
+    InputError : none could be judged, or labels that no member knows
     """
     labels = recordings.labels(members[0].classes)
     judge = Judge(members, first_views(options.tta), world.device)
@@ -133,8 +136,17 @@ def judge_labelled(
     good = np.flatnonzero(errors == "")
     if not len(good):
         raise InputError(
-            f"none of {len(errors)} recordings could be read; the first: {recordings.names[0]}: {errors[0]}"
+            f"none of {len(errors)} recordings could be judged; the first: {recordings.names[0]}: {errors[0]}"
         )
+    if len(good) < len(errors) and world.speaks:
+        first = int((errors != "").argmax())
+        print(
+            f"{len(errors) - len(good):,} of {len(errors):,} recordings could not be judged, such as "
+            f"{recordings.names[first]}: {errors[first]}",
+            file=sys.stderr,
+        )
+    if world.speaks:
+        warn_of_unread({name: error for name, error in zip(recordings.names, errors, strict=True) if error})
     return JudgedClips(
         names=[recordings.names[index] for index in good],
         paths=[recordings.paths[index] for index in good],

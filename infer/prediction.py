@@ -107,7 +107,10 @@ def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
     if options.input == "data/test" and not Path(options.input).exists():
         print("data/test does not exist: judging the cache's test split", flush=True)
         return cached_test_split(members, options)
-    return list_recordings(options.input)
+    recordings = list_recordings(options.input)
+    if recordings.note:
+        print(recordings.note, flush=True)
+    return recordings
 
 
 def _job_digest(options: PredictOptions, members: list[Member], recordings: Recordings, temperature: float) -> str:

@@ -1,14 +1,14 @@
 """What several test files share: a synthesised corpus, the recorded speech, and the build as a user runs it."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.forked import ROOT, start
+
+__all__ = ["ROOT", "start"]  # for the test files
 MINI = ROOT.parent / "shared" / "data" / "mini"
 RATE = 16000
 SMALL = ("--n-mels", "16", "--n-fft", "512", "--num-views", "2", "--clips-per-shard", "8", "--folds", "2")
@@ -98,12 +98,6 @@ def here(words: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The trained run's folder as the working directory."""
     monkeypatch.chdir(words)
     return words
-
-
-def start(module: str, *flags: object, **kwargs: object) -> subprocess.Popen:
-    """Start ``python -m module`` in the checkout; its output can be read as text."""
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT, **kwargs}
-    return subprocess.Popen([sys.executable, "-m", module, *map(str, flags)], **settings)
 
 
 def checksums(folder: Path) -> dict[str, bytes]:

@@ -2,12 +2,9 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +15,12 @@ import pytest
 import torch
 from conftest import ROOT, write_corpus
 
+from tests.forked import GUARD_SECONDS, Forked, free_port, start, world
+
+__all__ = ["free_port"]  # for the test files
 TIMING = ("seconds", "clips_per_second")  # of metrics.jsonl: differ from run to run
 TINY = ("--n-mels", "32", "--model", "test_resnet", "--epochs", "3", "--batch-size", "12", "--device", "cpu")
-_SPAWN = multiprocessing.get_context("forkserver")
-_SPAWN.set_forkserver_preload(["train.launch", "train_helpers"])
+TINY += ("--mixup", "0.2", "--spec-augment", "0.15")  # so that resuming has all streams to continue
 
 
 def build_tiny_cache(folder: Path) -> Path:
@@ -54,30 +53,6 @@ def only_error(output: str) -> str:
     return line
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def _rank(argv: list[str], environment: dict[str, str], log: str, folder: str) -> None:
-    """Body of a forked rank: what ``python -m train.run`` does, without importing torch anew."""
-    from train.run import main
-
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(folder)
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-    status = main(argv)
-    sys.stdout.flush()
-    os._exit(status)
-
-
 class Ranks:
     """Ranks of ``train.run`` without a torchrun above them, each a process of its own, forked where torch is loaded.
 
@@ -96,40 +71,34 @@ class Ranks:
         log: Path,
         folders: dict[int, Path] | None = None,
     ) -> None:
-        self.log, argv = log, [*TINY, *map(str, flags)]
-        world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        self.log = log
         self._from = log.stat().st_size if log.exists() else 0
-        self.processes = []
-        for rank in range(count):
-            environment = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
-            where = str((folders or {}).get(rank, ROOT))
-            arguments = (argv, environment, str(log), where)
-            self.processes.append(_SPAWN.Process(target=_rank, args=arguments, daemon=True))
-        for process in self.processes:
-            process.start()
+        environments = world(count) if count > 1 else [{**os.environ}]
+        with open(log, "ab") as output:
+            self.processes = [
+                start("train.run", *TINY, *flags, cwd=(folders or {}).get(rank, ROOT), env=env, stdout=output.fileno())
+                for rank, env in enumerate(environments)
+            ]
 
     @property
     def output(self) -> str:
         """What these ranks have printed so far."""
-        return self.log.read_bytes()[self._from :].decode() if self.log.exists() else ""
+        return self.log.read_bytes()[self._from :].decode()
 
-    def wait(self, seconds: float = 180) -> list[int]:
+    def wait(self, seconds: float = GUARD_SECONDS) -> list[int]:
         """Exit statuses, by rank; ends with an error where one is still alive after `seconds`."""
         deadline = time.monotonic() + seconds
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        alive = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
-        if alive:
+        try:
+            return [process.wait(max(0.0, deadline - time.monotonic())) for process in self.processes]
+        except AssertionError as error:
             self.kill()
-            raise AssertionError(f"ranks {alive} alive after {seconds} s; output:\n{self.output}")
-        return [process.exitcode for process in self.processes]
+            raise AssertionError(f"{error}; output:\n{self.output}") from None
 
-    def wait_until(self, happened: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, happened: Callable[[], bool]) -> None:
         """Wait until something has happened, or all ranks have ended."""
-        deadline = time.monotonic() + seconds
-        while not happened() and any(process.is_alive() for process in self.processes):
-            assert time.monotonic() < deadline, f"not within {seconds} s; output:\n{self.output}"
+        deadline = time.monotonic() + GUARD_SECONDS
+        while not happened() and any(process.poll() is None for process in self.processes):
+            assert time.monotonic() < deadline, f"not within {GUARD_SECONDS} s; output:\n{self.output}"
             time.sleep(0.005)
 
     def wait_for(self, text: str) -> None:
@@ -139,11 +108,10 @@ class Ranks:
     def kill(self, *ranks: int, number: int = signal.SIGKILL) -> None:
         """Send a signal to some ranks (all where none is named)."""
         for rank in ranks or range(len(self.processes)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.processes[rank].pid, number)
+            self.processes[rank].send_signal(number)
 
 
-def read_until(process: subprocess.Popen, text: str) -> None:
+def read_until(process: Forked, text: str) -> None:
     """Read a process's output up to the line that holds `text`."""
     lines = [process.stdout.readline()]
     while text not in lines[-1]:
@@ -159,19 +127,21 @@ def run(*flags: object, count: int = 1, log: Path) -> tuple[list[int], str]:
 
 def start_torchrun(
     *flags: object, count: int = 2, launch: tuple[str, ...] = (), environment: dict[str, str] | None = None
-) -> subprocess.Popen:
-    """Start ``torchrun --nproc_per_node count -m train.run``; `launch` holds further flags of torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    command += launch or ("--standalone", "--monitor-interval", "0.1")
+) -> Forked:
+    """Start ``torchrun --nproc_per_node count -m train.run``; `launch` holds further flags of torchrun.
+
+    The agent is forked; its workers are processes that begin with ``python``.
+    """
+    launch = launch or ("--standalone", "--monitor-interval", "0.1")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-    return subprocess.Popen([*command, "-m", "train.run", *TINY, *map(str, flags)], cwd=ROOT, **settings)
+    arguments = ("--nproc_per_node", count, *launch, "-m", "train.run", *TINY, *flags)
+    return start("torch.distributed.run", *arguments, env=environment)
 
 
 def torchrun(*flags: object, count: int = 2) -> tuple[int, str]:
     """Run ``torchrun … -m train.run`` to the end; returns exit status and output."""
     process = start_torchrun(*flags, count=count)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate()
     return process.returncode, output
 
 

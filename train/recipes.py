@@ -17,7 +17,7 @@ _NARROW = {"n_mels": 64, "width": 32, "epochs": 40}
 
 _ON_CPU = {
     **{"n_mels": 32, "batch_size": 64, "lr": 4e-3, "warmup_epochs": 1.0},
-    **{"loss": "binary", "balance": 0.5, "spec_augment": 0.0},
+    **{"loss": "binary", "balance": 0.5},
 }
 _FAST = {**_ON_CPU, "model": "resnet10t", "epochs": 20, "mixup": 0.2}
 

@@ -135,8 +135,8 @@ class _Session:
     def _end_epoch(self) -> None:
         """Validate, log, save."""
         trainer, world = self.trainer, self.world
+        sums = torch.stack(world.gather(trainer.sums.cpu())).sum(dim=0).tolist()  # waits for the device's last step
         seconds = time.monotonic() - self._epoch_started
-        sums = torch.stack(world.gather(trainer.sums.cpu())).sum(dim=0).tolist()
         trainer.sums.zero_()
         self.display.validating()
         judged = trainer.validate()
@@ -178,4 +178,5 @@ class _Session:
         state = self.trainer.state()
         if self.world.speaks:
             self.record.save_last(state, self.trainer.epoch)
+        self.world.barrier()  # none ends, and so seems dead, while rank 0 still writes
         self._saved_at = time.monotonic()
