@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cache.cli import EXIT_OK, InputError, require
+from cache.cli import EXIT_OK, InputError, printable, require
 from cache.files import atomic_path, write_atomic
 from infer.corpus import cached_test_split, unheard
 from infer.engine import Judge
@@ -118,7 +118,7 @@ def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) ->
     targets = _targets(Recordings([paths[name] for name in names], names), members, source)
     titles = ("", "MB", "clips/s", "largest difference", "same label", "accuracy")
     ranges = f"; int8 took its ranges from {len(others)} others" if options.int8 else ""
-    table = Table(*titles, title=f"CPU, {len(clips)} clips of {source}{ranges}")
+    table = Table(*titles, title=printable(f"CPU, {len(clips)} clips of {source}{ranges}"))
     check = _Check(names, clips, probs, targets, table)
     _add_row(check, "predict", None, speed, probs)
     return check, np.stack([clip for _, clip in others])
@@ -134,7 +134,7 @@ def _targets(recordings: Recordings, members: list[Member], source: str) -> np.n
     try:
         unheard(recordings, members, source)
     except InputError as error:
-        print(f"no accuracy is shown: {error}", file=sys.stderr)
+        print(printable(f"no accuracy is shown: {error}"), file=sys.stderr)
         return None
     return np.array([classes.index(label) for label in labels])
 
@@ -147,7 +147,7 @@ def _recordings(options: ExportOptions, members: list[Member], folder: str) -> t
     try:
         return "the cache's test split", cached_test_split(members, options)
     except InputError as error:
-        print(f"no recordings to verify on: {error}", file=sys.stderr)
+        print(printable(f"no recordings to verify on: {error}"), file=sys.stderr)
     import soundfile
 
     config, rng = shared_clip(members), np.random.default_rng(0)
