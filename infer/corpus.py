@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.index import TEST, Cache, list_caches
 from infer.inputs import Recordings, list_recordings
 from infer.members import Member
@@ -148,7 +148,8 @@ def _recordings(cache: Cache, names: list[str], audio_dir: str | None) -> Record
     if missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
     if missing:
-        print(f"{folder}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
+        place = printable(str(folder))
+        print(f"{place}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
     return recordings
 
 

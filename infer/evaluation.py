@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.index import Cache
 from infer.corpus import find_corpus, find_member_cache, labelled_recordings
 from infer.engine import Judge
@@ -142,7 +142,7 @@ def judge_labelled(
         first = int((errors != "").argmax())
         print(
             f"{len(errors) - len(good):,} of {len(errors):,} recordings could not be judged, such as "
-            f"{recordings.names[first]}: {errors[first]}",
+            + printable(f"{recordings.names[first]}: {errors[first]}"),
             file=sys.stderr,
         )
     if world.speaks:
