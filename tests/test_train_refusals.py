@@ -74,7 +74,7 @@ def test_other_arguments_are_named(flags: tuple[str, ...], fold: Path, tmp_path:
     before = state_of(fold)
     (status,), output = run(*flags, "--lr", "0.1", "--mixup", "0", log=tmp_path / "log")
     assert status == 2
-    expected = "--lr 0.002 (now 0.1), --mixup 0.2 (now 0.0); use the same, or choose another --name"
+    expected = "--lr 0.004 (now 0.1), --mixup 0.2 (now 0.0); use the same, or choose another --name"
     assert expected in only_error(output)
     assert not differing(state_of(fold), before)
     (status,), output = run(*flags, "--checkpoint-minutes", "1", "--patience", "9", log=tmp_path / "log")

@@ -24,7 +24,7 @@ class TrainOptions(Flags):
     recipe: str | None = flag(None, "named settings; see python -m train.recipes", metavar="NAME")
     epochs: int = flag(40, "passes over the training clips", (1, 10_000))
     batch_size: int = flag(320, "global batch, over all ranks", (1, 1_000_000))
-    lr: float = flag(2e-3, "peak learning rate", (1e-9, 100))
+    lr: float = flag(4e-3, "peak learning rate", (1e-9, 100))
     warmup_epochs: float = flag(2.0, "epochs of linear warm-up before the cosine decay", (0, 10_000))
     weight_decay: float = flag(0.05, "AdamW weight decay (not on norms and biases)", (0, 10))
     loss: str = flag("cross_entropy", "a name in train.losses.LOSSES", metavar="NAME")

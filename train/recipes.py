@@ -15,10 +15,7 @@ _AT_224 = {**_BASE, "n_mels": 224}
 _CHOSEN_LAST = {**_AT_224, "model": "dla60_res2next"}
 _NARROW = {"n_mels": 64, "width": 32, "epochs": 40}
 
-_ON_CPU = {
-    **{"n_mels": 32, "batch_size": 64, "lr": 4e-3, "warmup_epochs": 1.0},
-    **{"loss": "binary", "balance": 0.5},
-}
+_ON_CPU = {"n_mels": 32, "batch_size": 64, "warmup_epochs": 1.0, "loss": "binary", "balance": 0.5}
 _FAST = {**_ON_CPU, "model": "resnet10t", "epochs": 20, "mixup": 0.2}
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -148,6 +148,7 @@ _LENGTHS = tuple(
         ("neither", "--mixup 0 --spec-augment 0"),
         ("masks", "--mixup 0 --spec-augment 0.15"),
         ("mixup-and-masks", "--mixup 0.2 --spec-augment 0.15"),
+        ("lr-0.002", "--lr 0.002"),
     )
 )
 EXPERIMENTS = (*_SMALL, *_RARE, *_FAST, *_FRONTIER, *_STEPS, *_LENGTHS, *_LADDER)
@@ -179,7 +180,7 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
     ),
     **{
         f"length-{epochs}": (
-            f"Strengths of mixup and masks, {epochs} epochs: resnet18, 32 x 32, 600 clips each of bird cat five happy left "
+            f"Mixup, masks and learning rate, {epochs} epochs: resnet18, 32 x 32, 600 clips each of bird cat five happy left "
             "no stop zero, half of the speakers held out",
             "--n-mels 32 --folds 2",
             "--model resnet18 --n-mels 32 --batch-size 64",
