@@ -31,8 +31,6 @@ def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
             f"temperature {kept['temperature']:.3f}: mean confidence {before['confidence']:.4f} -> "
             f"{after['confidence']:.4f}, calibration error {before['ece']:.4f} -> {after['ece']:.4f}\n{ensemble.path}"
         )
-        if kept["unreadable"]:
-            print(f"{kept['unreadable']} recordings could not be read and are not counted")
     return EXIT_INCOMPLETE if kept["unreadable"] else EXIT_OK
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.index import TEST, Cache, list_caches
 from infer.inputs import Recordings, list_recordings
 from infer.members import Member
@@ -41,9 +41,9 @@ def unheard(recordings: Recordings, members: list[Member], source: str) -> Recor
     contents = _contents(recordings.paths)
     for member in members:
         if member.heard is None:
+            unknown = f"{source}: not checked against what {member.path} was trained on"
             print(
-                f"{source}: not checked against what {member.path} was trained on, which it does not say (it is of an "
-                "older version, or its cache had lost a sidecar); train it again",
+                printable(f"{unknown}, which it does not say (an older version trained it, or sidecars were missing)"),
                 file=sys.stderr,
             )
             continue
@@ -148,7 +148,8 @@ def _recordings(cache: Cache, names: list[str], audio_dir: str | None) -> Record
     if missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
     if missing:
-        print(f"{folder}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
+        place = printable(str(folder))
+        print(f"{place}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
     return recordings
 
 

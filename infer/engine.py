@@ -7,7 +7,6 @@ member.
 import collections
 import dataclasses
 import itertools
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
+from cache.cores import usable_cores
 from infer.members import Member
 from pipeline.decode import read_clip
 from pipeline.features import LogMel
@@ -52,7 +52,7 @@ class Judge:
         self._dtype = amp_dtype("auto", device)
         threads = torch.get_num_threads()
         self._local = threading.local()
-        count = os.cpu_count() or 1
+        count = usable_cores()
         self._pool = ThreadPoolExecutor(count, "features", initializer=torch.set_num_threads, initargs=(1,))
         all_there = threading.Barrier(count)  # a thread that began later would set torch's threads for all again
         list(self._pool.map(lambda _: all_there.wait(), range(count)))

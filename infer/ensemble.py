@@ -78,9 +78,14 @@ class Ensemble:
         self.temperature, self.calibrated = 1.0, ensemble == "hard" or alone
         if ensemble == "soft" and self.path.exists():
             try:
-                self.temperature, self.calibrated = float(read_sealed(self.path)["temperature"]), True
-            except (ValueError, KeyError) as error:
+                self.temperature, self.calibrated = read_sealed(self.path).get("temperature"), True
+            except ValueError as error:
                 raise InputError(f"{self.path}: damaged ({error}); remove it and run infer.calibrate again") from None
+            if type(self.temperature) is not float or not 1e-6 < self.temperature < 1e6:
+                raise InputError(
+                    f"{self.path}: temperature {self.temperature!r}, expected a positive number; remove it and run "
+                    "infer.calibrate again"
+                )
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Probabilities (n, classes) from those of members and views (members, views, n, classes)."""

@@ -1,7 +1,6 @@
 """Evaluating members out of fold, or members and ensembles on labelled recordings."""
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from cache.index import Cache
 from infer.corpus import find_corpus, find_member_cache, labelled_recordings
 from infer.engine import Judge
 from infer.ensemble import Ensemble, hard_vote, soft_vote
-from infer.inputs import Recordings
+from infer.inputs import Recordings, warn_of_unread
 from infer.members import Member, load_alike
 from infer.options import EnsembleOptions, EvaluateOptions
 from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
@@ -84,7 +83,7 @@ def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> Judg
         raise InputError(f"{path}: not the clips that fold {member.fold} of {cache.folder} holds out; train it again")
     names = [name.decode() for name in cache.clips["clip_id"][clips].tolist()]
     folder = find_corpus(cache, audio_dir)
-    probs = softmax(logits / member.temperature, axis=1)
+    probs = softmax(logits / member.temperature, axis=1).astype(np.float32)
     targets = cache.clips["target"][clips].astype(np.int64)
     return JudgedClips(names, [str(folder / name) for name in names], targets, probs[None, None])
 
@@ -138,13 +137,8 @@ def judge_labelled(
         raise InputError(
             f"none of {len(errors)} recordings could be judged; the first: {recordings.names[0]}: {errors[0]}"
         )
-    if len(good) < len(errors) and world.speaks:
-        first = int((errors != "").argmax())
-        print(
-            f"{len(errors) - len(good):,} of {len(errors):,} recordings could not be judged, such as "
-            f"{recordings.names[first]}: {errors[first]}",
-            file=sys.stderr,
-        )
+    if world.speaks:
+        warn_of_unread({name: error for name, error in zip(recordings.names, errors, strict=True) if error})
     return JudgedClips(
         names=[recordings.names[index] for index in good],
         paths=[recordings.paths[index] for index in good],

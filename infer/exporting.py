@@ -1,7 +1,7 @@
 """Exporting: write the file, run it, and keep it only if it says what predict says."""
 
-import contextlib
 import dataclasses
+import io
 import json
 import sys
 import tempfile
@@ -14,19 +14,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cache.cli import EXIT_OK, InputError, require
-from cache.files import atomic_path
+from cache.cli import EXIT_OK, InputError, printable, require
+from cache.files import atomic_path, write_atomic
 from infer.corpus import cached_test_split, unheard
 from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
-from infer.inputs import Recordings, list_recordings
+from infer.inputs import Recordings, list_recordings, warn_of_unread
 from infer.members import Member, load_members, say_unfinished, shared_clip
 from infer.options import ExportOptions
 from infer.outputs import output_path
 from infer.views import first_views
 from infer.waveform import WaveformEnsemble
-from pipeline.decode import MAX_LEVEL, read_clip
+from pipeline.decode import MAX_LEVEL, read_clip, reason_of
 
 TOLERANCE = 1e-3
 """Largest difference of a probability between the exported file and predict."""
@@ -94,10 +94,14 @@ def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) ->
     with tempfile.TemporaryDirectory() as folder:
         source, there = _recordings(options, members, folder)
         wanted = min(len(there.paths), options.check_clips * (2 if options.int8 else 1))
-        kept = []
+        kept, unread = [], {}
         for index in np.linspace(0, len(there.paths) - 1, wanted).round().astype(int).tolist():
-            with contextlib.suppress(InputError, OSError):
-                kept.append((there.names[index], read_clip(there.paths[index], config).samples))
+            name = there.names[index]
+            try:
+                kept.append((name, read_clip(there.paths[index], config).samples))
+            except (InputError, OSError) as error:
+                unread[name] = reason_of(error)
+    warn_of_unread(unread)
     if not kept:
         raise InputError(f"{source}: none of {wanted} recordings could be read; choose others with --check")
     read, others = (kept[::2], kept[1::2] or kept) if options.int8 else (kept, kept)
@@ -115,7 +119,7 @@ def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) ->
     targets = _targets(Recordings([paths[name] for name in names], names), members, source)
     titles = ("", "MB", "clips/s", "largest difference", "same label", "accuracy")
     ranges = f"; int8 took its ranges from {len(others)} others" if options.int8 else ""
-    table = Table(*titles, title=f"CPU, {len(clips)} clips of {source}{ranges}")
+    table = Table(*titles, title=printable(f"CPU, {len(clips)} clips of {source}{ranges}"))
     check = _Check(names, clips, probs, targets, table)
     _add_row(check, "predict", None, speed, probs)
     return check, np.stack([clip for _, clip in others])
@@ -131,7 +135,7 @@ def _targets(recordings: Recordings, members: list[Member], source: str) -> np.n
     try:
         unheard(recordings, members, source)
     except InputError as error:
-        print(f"no accuracy is shown: {error}", file=sys.stderr)
+        print(printable(f"no accuracy is shown: {error}"), file=sys.stderr)
         return None
     return np.array([classes.index(label) for label in labels])
 
@@ -144,7 +148,7 @@ def _recordings(options: ExportOptions, members: list[Member], folder: str) -> t
     try:
         return "the cache's test split", cached_test_split(members, options)
     except InputError as error:
-        print(f"no recordings to verify on: {error}", file=sys.stderr)
+        print(printable(f"no recordings to verify on: {error}"), file=sys.stderr)
     import soundfile
 
     config, rng = shared_clip(members), np.random.default_rng(0)
@@ -152,7 +156,9 @@ def _recordings(options: ExportOptions, members: list[Member], folder: str) -> t
     for number in range(options.check_clips):
         tone = np.sin(2 * np.pi * time_s * (rng.uniform(80, 2000) + rng.uniform(0, 2000) * time_s))
         signal = 0.3 * tone * np.hanning(config.samples) + 0.01 * rng.standard_normal(config.samples)
-        soundfile.write(f"{folder}/{number:04d}.wav", signal, config.sample_rate)
+        wav = io.BytesIO()
+        soundfile.write(wav, signal, config.sample_rate, format="WAV")
+        write_atomic(Path(folder) / f"{number:04d}.wav", wav.getvalue())
     return "generated signals", list_recordings(folder)
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from pipeline.decode import EXTENSIONS
+from pipeline.lists import find_files, read_lines, spelling
 from pipeline.scan import walk
 
 
@@ -16,6 +18,8 @@ class Recordings:
     paths: list[str]
     names: list[str]
     """Relative to the input folder, with ``/``; as written in a list."""
+    note: str = ""
+    """What a list holds, to be shown."""
 
     def labels(self, known: list[str]) -> list[str]:
         """The label of each file: its first folder.
@@ -24,7 +28,9 @@ class Recordings:
         ------
         InputError : a file outside such a folder, or a label that no member knows
         """
-        labels = [name.split("/")[0] if "/" in name else "" for name in self.names]
+        spelt = {spelling(label): label for label in known}
+        folders = [name.split("/")[0] if "/" in name else "" for name in self.names]
+        labels = [spelt.get(spelling(folder), folder) for folder in folders]
         unknown = sorted(set(labels) - set(known))
         if unknown:
             raise InputError(
@@ -32,6 +38,13 @@ class Recordings:
                 f"expected <label>/ folders named {', '.join(known)}"
             )
         return labels
+
+
+def warn_of_unread(errors: dict[str, str]) -> None:
+    """Say on stderr how many recordings are not counted, and why the first is not; `errors`: name -> reason."""
+    for name, reason in list(errors.items())[:1]:
+        why = printable(f"{name}: {reason}")
+        print(f"{len(errors):,} recordings could not be read and are not counted; {why}", file=sys.stderr)
 
 
 def list_recordings(source: str) -> Recordings:
@@ -50,14 +63,12 @@ def list_recordings(source: str) -> Recordings:
         recordings = Recordings([source], [path.name])
     elif path.is_file():
         try:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            if any("\0" in name for name in names):
-                raise ValueError("no path holds a zero byte")
-        except ValueError:
-            raise InputError(
-                f"{source}: neither a recording ({', '.join(EXTENSIONS)}) nor a text file of paths"
-            ) from None
-        recordings = Recordings(names, names)
+            names = read_lines(path)
+        except InputError as error:
+            raise InputError(f"{error}; nor is it a recording ({', '.join(EXTENSIONS)})") from None
+        paths = find_files(names, path.parent)
+        there = sum(map(os.path.lexists, paths))
+        recordings = Recordings(paths, names, f"{source}: {len(names):,} lines, {there:,} files")
     else:
         raise InputError(f"{source}: no such folder or file")
     if not recordings.paths:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.config import FeatureConfig
 from infer.options import MemberOptions, trained_runs
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, taking_over
 from train.models import create_model
 from train.progress import read_run
 from train.world import World
@@ -131,10 +131,8 @@ def say_unfinished(members: list[Member]) -> None:
                 last = log.entries[-1]["epoch"] if log.fold == member.fold and log.entries else None
                 epochs, patience = (member.options.get(key, 0) for key in ("epochs", "patience"))
                 if last and last < epochs and not 0 < patience <= last - member.epoch:
-                    print(
-                        f"{member.path}: the weights of epoch {member.epoch}; training is at epoch {last} of {epochs}",
-                        file=sys.stderr,
-                    )
+                    course = f"training is at epoch {last} of {epochs}"
+                    print(printable(f"{member.path}: the weights of epoch {member.epoch}; {course}"), file=sys.stderr)
 
 
 def shared_clip(members: list[Member]) -> FeatureConfig:
@@ -160,8 +158,9 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
     saved = load_checkpoint(path, data)
     options = saved["options"]
     config = FeatureConfig.from_dict(saved["features"], str(path))
-    model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
-    model.load_state_dict(saved["model"])
+    with taking_over(path):
+        model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
+        model.load_state_dict(saved["model"])
     heard = saved.get("heard")
     model = model.to(device, memory_format=torch.channels_last).eval()
     return Member(

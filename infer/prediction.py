@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.files import exclusive_lock, write_atomic
+from cache.tables import csv_table
 from infer.corpus import cached_test_split
 from infer.engine import Judge
 from infer.ensemble import Ensemble
@@ -17,7 +18,6 @@ from infer.inputs import Recordings, list_recordings
 from infer.members import Member, load_alike
 from infer.options import PredictOptions
 from infer.outputs import output_path
-from infer.tables import csv_table
 from infer.views import first_views
 from infer.windows import HEADER, detection_rows, hop_samples, judge_windows
 from train.checkpoint import load_arrays, save_arrays
@@ -46,7 +46,7 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
     views = first_views(options.tta)
     if options.windows:
         hop_samples(members, options)
-    output = _outputs(options)
+    output = _outputs(options, members[0].classes)
     parts = output.with_name(f".{output.name}.parts")
     busy = f"{output}: another prediction writes here; wait for it, or choose another --output"
     with contextlib.ExitStack() as stack:
@@ -91,8 +91,12 @@ def _judge_blocks(
     judge.close()
 
 
-def _outputs(options: PredictOptions) -> Path:
-    """The path of the predictions; InputError where a table would replace another or what is read."""
+def _outputs(options: PredictOptions, classes: list[str]) -> Path:
+    """The path of the predictions; InputError where a table would replace another or what is read, or be ambiguous."""
+    if options.probabilities and "file" in classes:
+        raise InputError("--probabilities: its first column is called file, and so is a label; leave it out")
+    if options.min_confidence and UNKNOWN in classes:
+        raise InputError(f"--min-confidence writes the label {UNKNOWN}, which is a class here already; leave it out")
     tables = [output_path(path, options) for path in (options.output, options.probabilities, options.windows) if path]
     if len({os.path.realpath(path) for path in tables}) < len(tables):
         raise InputError("--output, --probabilities and --windows name the same file; name several")
@@ -107,7 +111,10 @@ def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
     if options.input == "data/test" and not Path(options.input).exists():
         print("data/test does not exist: judging the cache's test split", flush=True)
         return cached_test_split(members, options)
-    return list_recordings(options.input)
+    recordings = list_recordings(options.input)
+    if recordings.note:
+        print(printable(recordings.note), flush=True)
+    return recordings
 
 
 def _job_digest(options: PredictOptions, members: list[Member], recordings: Recordings, temperature: float) -> str:
@@ -126,23 +133,30 @@ def _job_digest(options: PredictOptions, members: list[Member], recordings: Reco
 
 
 def _keep_finished(parts: Path, job: str, *, keep: bool) -> int:
-    """Drop finished blocks, or keep them with --resume; returns how many there are.
+    """Drop finished blocks, or keep them with --resume, but for damaged ones; returns how many there are.
 
     Raises
     ------
     InputError : they are to be kept, but are another job's
     """
     note, finished = parts / "job", list(parts.glob("*.npz"))
-    if keep and finished and note.read_text() != job:
+    if keep and finished and not (note.exists() and note.read_bytes() == job.encode()):
         raise InputError(
             f"{parts}: begun with other files, members or flags; use the same, or start again without --resume"
         )
-    if not keep:
-        for path in finished:
+    for path in finished:
+        if not keep or not _is_whole(path):
             path.unlink()
-        finished = []
     write_atomic(note, job.encode())
-    return len(finished)
+    return len(list(parts.glob("*.npz")))
+
+
+def _is_whole(part: Path) -> bool:
+    try:
+        arrays = load_arrays(part)
+        return arrays["probs"].ndim == 2 and arrays["errors"].shape == arrays["probs"].shape[:1]
+    except (InputError, KeyError):
+        return False
 
 
 def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path) -> tuple[int, int]:
@@ -153,7 +167,7 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
         matrix = stack.enter_context(csv_table(options.probabilities, ["file", *classes]))
         windows = stack.enter_context(csv_table(options.windows, HEADER))
         for first in range(0, len(recordings.paths), options.block_files):
-            arrays = load_arrays(_part(parts, first))
+            arrays = load_arrays(_part(parts, first), "judge it again with --resume")
             names = recordings.names[first : first + options.block_files]
             for name, probs, error in zip(names, arrays["probs"], arrays["errors"].tolist(), strict=True):
                 if error:

@@ -151,11 +151,16 @@ def read_curves(runs: list[str]) -> list[dict[str, Any]]:
         for log in read_run(Path(run)):
             entries = log.entries[:: 1 + len(log.entries) // _MAX_EPOCHS]
             keys = ("epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-            columns = {key: [entry[key] for entry in entries] for key in keys}
+            columns = {key: [_finite(entry[key]) for entry in entries] for key in keys}
             curves.append(
                 {"name": f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}", **columns}
             )
     return curves
+
+
+def _finite(value: float | None) -> float | None:
+    """The value; None, which a curve leaves out, where it is no number."""
+    return value if value is not None and np.isfinite(value) else None
 
 
 def _media(path: str, log_mel: LogMel) -> dict[str, Any]:

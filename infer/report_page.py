@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from cache.cli import printable
 from cache.files import write_atomic
 from infer.members import load_alike
 from infer.options import ReportOptions
@@ -46,17 +47,14 @@ def write_report(options: ReportOptions, world: World) -> int:
     embed([source.worst(options.worst, members[0].config) for source in sources], data, options.worst)
     write_atomic(output, fill_template(data).encode("ascii"))
     size = output.stat().st_size / 1e6
-    console.print(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB")
+    console.print(printable(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB"))
     for note in notes:
-        console.print(f"not shown: {note}")
+        console.print(printable(f"not shown: {note}"))
     embedded = [clip for described in data["sources"] for clip in described["worst"]]
     silent = [clip for clip in embedded if "error" in clip]
     if silent:
-        print(
-            f"{len(silent)} of {len(embedded)} clips have neither sound nor picture, such as {silent[0]['name']}: "
-            f"{silent[0]['error']}; name their --audio-dir",
-            file=sys.stderr,
-        )
+        why = printable(f"{silent[0]['name']}: {silent[0]['error']}; name their --audio-dir")
+        print(f"{len(silent)} of {len(embedded)} clips have neither sound nor picture, such as {why}", file=sys.stderr)
     for described in data["sources"]:
         if described["dropped"]:
             shown = f"{len(described['worst'])} of {len(described['worst']) + described['dropped']} clips"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import FULL, InputError
 from cache.config import FeatureConfig
 from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_leftovers
 from cache.index import Cache, read_index
@@ -18,6 +18,7 @@ from cache.shard import sidecar_path
 from pipeline import scan
 from pipeline.filterbank import mel_filterbank
 from pipeline.finish import earlier_cache, finish, plan_split
+from pipeline.lists import ClipList, read_clip_lists
 from pipeline.options import BuildOptions
 from pipeline.shard_task import ShardTask
 from pipeline.sources import Sources, content_changed, read_sources
@@ -36,6 +37,7 @@ class Summary:
     built: int
     ignored: dict[str, int]
     """Suffix → files that are no recordings."""
+    lists: list[ClipList]
     seconds: float
     new_split: bool
     """Whether there was an index before, with another split."""
@@ -56,6 +58,7 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
     started = time.monotonic()
     audio_dir = Path(options.audio_dir)
     listing, ignored = scan.scan_corpus(audio_dir)
+    lists = read_clip_lists(options, listing["clip_id"])
     config = feature_config(options)
     folder = Path(options.cache_dir) / config.folder_name
     if lies_in(folder, [audio_dir]) or lies_in(audio_dir, [folder]):
@@ -72,14 +75,14 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         wanted = listing[new | (known["reason"] == b"")]
         earlier = earlier_cache(folder)
-        plan_split(options, wanted, earlier)  # refuse before any work
+        plan_split(options, wanted, earlier, lists)  # refuse before any work
         todo = listing[new]
         _check_space(folder, config, len(todo))
         built = _build_shards(plan_shards(folder, config, todo, sources, options), options, len(todo), progress)
-        finish(options, config, folder, listing, earlier)
+        finish(options, config, folder, listing, earlier, lists)
         cache = Cache(folder)
     new_split = earlier is not None and earlier.index["split"]["digest"] != cache.index["split"]["digest"]
-    return Summary(cache, built, ignored, time.monotonic() - started, new_split)
+    return Summary(cache, built, ignored, list(lists.values()), time.monotonic() - started, new_split)
 
 
 @contextlib.contextmanager
@@ -96,7 +99,7 @@ def _writing(folder: Path) -> Iterator[None]:
             finally:
                 remove_leftovers(folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise InputError(f"{folder}: the disk is full; free some space and build again: it goes on here") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             where = error.filename or folder

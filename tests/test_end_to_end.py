@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 MODEL = ("--model", "test_resnet", "--n-mels", "32")
-TRAINING = ("--fold", "all", "--epochs", "12", "--batch-size", "32", "--lr", "4e-3", "--mixup", "0")
+TRAINING = ("--fold", "all", "--epochs", "12", "--batch-size", "32", "--mixup", "0")
 
 
 def test_build_train_predict_evaluate(mini: Path, tmp_path: Path) -> None:

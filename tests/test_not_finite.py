@@ -116,7 +116,7 @@ def test_a_recording_that_costs_its_figure_is_named(
     soundfile.write(spoken / "up/nan.wav", np.full(RATE, NAN, np.float32), RATE, subtype="FLOAT")
     flags = ["--run", str(run), *FLAGS, "--input", str(spoken), "--json", str(tmp_path / "figures.json")]
     assert evaluate(flags) == 1
-    assert "1 of 7 recordings could not be judged, such as up/nan.wav: samples that are not" in capsys.readouterr().err
+    assert "not counted; up/nan.wav: samples that are not finite" in capsys.readouterr().err
     assert json.loads((tmp_path / "figures.json").read_text())["clips"] == 6
 
 
@@ -168,6 +168,11 @@ def test_names_and_targets_of_held_out_clips_are_the_clip_table_s(
         save_arrays(path, **{**arrays, "target": targets})
         assert evaluate(["--run", str(run), "--device", "cpu", "--json", str(tmp_path / "figures.json")]) == 0
         assert json.loads((tmp_path / "figures.json").read_text())["single"]["accuracy"] == 1
+    save_arrays(path, **{**arrays, "logits": np.sign(arrays["logits"]) * np.float32(3e38)})  # 6e38 at a half of 1
+    saved = load_checkpoint(run / "fold0/best.pt")
+    save_checkpoint(run / "fold0/best.pt", {**saved, "temperature": 0.5})
+    assert evaluate(["--run", str(run), "--device", "cpu", "--json", str(tmp_path / "figures.json")]) == 0
+    assert "NaN" not in (tmp_path / "figures.json").read_text()
 
 
 @pytest.mark.parametrize("logit", [NAN, float("inf"), -float("inf")])

@@ -1,9 +1,12 @@
 """The parts of training, each against a reference or its defining property."""
 
 import math
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +21,17 @@ from timm.utils import ModelEmaV3
 from cache.cli import InputError, parse_flags
 from cache.index import Cache, find_cache
 from cache.memory import poisoned_memory
-from tests.train_helpers import build_tiny_cache
+from tests.train_helpers import build_tiny_cache, free_port
 from train import recipes
-from train.augment import mixup, spec_augment, time_roll
+from train.augment import default_mixup, mixup, spec_augment, time_roll
 from train.data import clips_of_step
-from train.engine import ema_decay, lr_at
+from train.engine import Trainer, ema_decay, lr_at
 from train.folds import select_fold
 from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions, options_from
 from train.precision import amp_dtype, find_wrong_layer, training_dtype
-from train.world import World
+from train.world import World, run_in_world
 
 CPU = torch.device("cpu")
 
@@ -155,6 +158,13 @@ def test_mixup() -> None:
     torch.testing.assert_close(mixed[:, 0, 1, 1], expected)
     drawn = torch.distributions.Beta(0.2, 0.2).sample((20_000,))
     assert weight.mean() == pytest.approx(float(torch.maximum(drawn, 1 - drawn).mean()), abs=0.01)
+
+
+def test_mixup_follows_from_the_length_of_a_training() -> None:
+    """Short trainings have none of it, long ones 0.2, and it never falls as a training gets longer."""
+    assert default_mixup(1080) < 0.02, "at 0.2 it cost 1.2 points there"
+    assert [default_mixup(heard) for heard in (0, 500, 2160, 5400, 53_000)] == [0, 0, 0.2, 0.2, 0.2]
+    assert (np.diff([default_mixup(heard) for heard in range(0, 3000, 50)]) >= 0).all()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -377,3 +387,53 @@ def test_batches_are_the_rows_of_the_cache(tmp_path: Path, monkeypatch: pytest.M
         ]
         assert torch.equal(features[:, 0], torch.from_numpy(np.stack(rows)))
         assert chosen.tolist() == clips.tolist()
+
+
+def _count_broadcasts(rank: int, port: int, cache_dir: str, counts: multiprocessing.SimpleQueue) -> None:
+    """Body of one of two ranks: names of the collectives of three steps, and then of a validation."""
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in world.items()})
+
+    def body(world: World) -> int:
+        cache = Cache(find_cache(cache_dir, 32, 32))
+        options = TrainOptions(model="test_resnet", batch_size=12, amp="off")
+        trainer = Trainer(options, world, cache, select_fold(cache, "0"))
+        batches = trainer.batches.steps(0, 6)
+        for _ in range(3):  # the second one arranges the gradients' buckets anew, and broadcasts how
+            trainer.train_step(*next(batches))
+        for work in (lambda: [trainer.train_step(*batch) for batch in batches], trainer.validate):
+            with torch.profiler.profile() as profile:
+                work()
+            names = [event.key for event in profile.key_averages() if event.key.startswith("gloo:")]
+            counts.put((rank, names))
+        return 0
+
+    run_in_world("cpu", body)
+
+
+def test_no_step_broadcasts(tmp_path: Path) -> None:
+    """Steps of two ranks reduce their gradients and broadcast nothing; a validation broadcasts BatchNorm's buffers."""
+    build_tiny_cache(tmp_path)
+    fork = multiprocessing.get_context("forkserver")
+    counts, port = fork.SimpleQueue(), free_port()
+    ranks = [fork.Process(target=_count_broadcasts, args=(r, port, str(tmp_path / "cache"), counts)) for r in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    found = [counts.get() for _ in range(4)]
+    for rank in (0, 1):
+        steps, validation = (names for who, names in found if who == rank)
+        assert steps == ["gloo:all_reduce"]
+        assert "gloo:broadcast" in validation
+
+
+def test_streams_of_a_step_differ() -> None:
+    """What a step draws for dropout, augmentation, the epoch's order and the views never comes from one stream."""
+    trainer = types.SimpleNamespace(options=TrainOptions(), step=0, world=World(0, 0, 1, CPU), _generator=seeded())
+    for trainer.step in range(3):
+        Trainer._seed_step(trainer)
+        assert not torch.equal(torch.rand(8), torch.rand(8, generator=trainer._generator))
+        order = np.random.default_rng([0, trainer.step]).integers(0, 4, 64)
+        assert not np.array_equal(clips_of_step(np.arange(64), 4, 64, 0, trainer.step)[1], order)

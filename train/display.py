@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cache.cli import printable
 from cache.index import TRAIN
 
 _EVERY_SECONDS = 0.5
@@ -31,7 +32,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print a line above the live one."""
-        self._console.print(text)
+        self._console.print(printable(text))
 
     def begin(self, trainer, record) -> None:
         """Say what is about to be trained, where."""
@@ -44,7 +45,8 @@ class Display:
         self.line(
             f"fold {record.fold_name}: {record.options.model} ({parameters:.1f} M parameters), {labels} labels, "
             f"{len(fold.training):,} training and {len(fold.validation):,} validation clips {place}{kept}, "
-            f"{trainer.world.world_size} x {trainer.world.device.type}, {precision} -> {record.folder}"
+            f"{trainer.world.world_size} x {trainer.world.device.type}, {precision}, "
+            f"mixup {trainer.options.mixup:.2g} -> {record.folder}"
         )
         self.progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
         self._first_step, self._started = trainer.step, time.monotonic()

@@ -6,7 +6,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.index import Cache
-from train.checkpoint import load_arrays
+from train.checkpoint import load_out_of_fold
 
 
 def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -15,7 +15,7 @@ def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.
     Returns
     -------
     clips : np.ndarray [shape=(n,), dtype=int64], indices into the clip table, each once
-    logits : np.ndarray [shape=(n, classes), dtype=float32], finite
+    logits : np.ndarray [shape=(n, classes), dtype=float64], finite, and so at any temperature
     targets : np.ndarray [shape=(n,), dtype=int64], as the file has them
 
     Raises
@@ -23,7 +23,7 @@ def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.
     InputError : missing, damaged, of another split, with clips that the clip table has not, or logits that are not
         finite
     """
-    arrays = load_arrays(path)
+    arrays = load_out_of_fold(path)
     if (str(arrays["split_digest"]), arrays["classes"].tolist()) != (cache.index["split"]["digest"], cache.classes):
         raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
     names, logits = arrays["clip_id"], arrays["logits"]
@@ -39,4 +39,4 @@ def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.
             f"{names[finite.argmin()].decode(errors='replace')}, is not finite; train this fold again, with a lower "
             "--lr or --amp off"
         )
-    return clips, logits, arrays["target"]
+    return clips, logits.astype(np.float64), arrays["target"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.cli import InputError
+from cache.cli import FULL, InputError
 from cache.files import exclusive_lock, remove_leftovers, write_atomic
 from cache.index import Cache
 from train.calibration import FEW_ERRORS, fit_temperature
@@ -46,13 +46,13 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
         where = Path(error.filename or folder)
         if not (where.is_relative_to(folder) or folder.is_relative_to(where)):
             raise  # of the cache, say
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             remedy = "free some space, and the same command continues from the last checkpoint"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             remedy = "choose another --runs-dir"
         else:
             raise
-        raise InputError(f"{folder}: cannot write ({error.strerror}); {remedy}") from error
+        raise InputError(f"{where}: cannot write ({error.strerror}); {remedy}") from error
 
 
 class Record:

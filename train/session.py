@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.index import Cache
+from train.checkpoint import taking_over
 from train.display import Display
 from train.engine import MAX_SKIPPED, Trainer
 from train.events import open_events, write_epoch
@@ -55,7 +56,8 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
             options = dataclasses.replace(options, **kept)
         trainer = Trainer(options, world, cache, fold)
         if saved:
-            trainer.restore(saved["state"])
+            with taking_over(record.folder / "last.pt"):
+                trainer.restore(saved["state"])
             display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
         if world.speaks:
             record.heard = heard_contents(cache, fold.training, [saved] if saved else own_checkpoint(options.weights))
@@ -109,7 +111,7 @@ class _Session:
         self.display.line(f"fold {self.record.fold_name} done: {self.record.describe_best()}")
         doubt = self.record.describe_doubt(len(self.trainer.fold.validation))
         if doubt and self.world.speaks:
-            print(doubt, file=sys.stderr)
+            print(printable(doubt), file=sys.stderr)
         return 0
 
     def _wish(self, stop: StopSignal) -> int:
@@ -137,8 +139,8 @@ class _Session:
     def _end_epoch(self) -> None:
         """Validate, log, save."""
         trainer, world = self.trainer, self.world
+        sums = torch.stack(world.gather(trainer.sums.cpu())).sum(dim=0).tolist()  # waits for the device's last step
         seconds = time.monotonic() - self._epoch_started
-        sums = torch.stack(world.gather(trainer.sums.cpu())).sum(dim=0).tolist()
         trainer.sums.zero_()
         self.display.validating()
         judged = trainer.validate()
@@ -180,4 +182,5 @@ class _Session:
         state = self.trainer.state()
         if self.world.speaks:
             self.record.save_last(state, self.trainer.epoch)
+        self.world.barrier()  # none ends, and so seems dead, while rank 0 still writes
         self._saved_at = time.monotonic()
