@@ -1,5 +1,6 @@
 """What finished shards were built from, and which of it still matches the corpus."""
 
+import contextlib
 import dataclasses
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -42,22 +43,30 @@ class Sources:
 
 
 def read_sources(folder: Path, config: FeatureConfig) -> Sources:
-    """Read the sidecars of a cache folder into arrays."""
-    sidecars = read_sidecars(folder, config)
-    tables = [np.empty(0, _clip_dtype(1, 1))]
-    for number, sidecar in sidecars.items():
-        clips = sidecar.pop("clips")
-        texts = (clips[key] for key in ("clip_id", "sha256", "reason"))
-        names, digests, reasons = (np.array([text.encode() for text in column]) for column in texts)
-        rows = np.where(reasons == b"", np.cumsum(reasons == b"") - 1, -1)
-        table = np.empty(len(names), _clip_dtype(names.dtype.itemsize, reasons.dtype.itemsize))
-        columns = (names, clips["size"], clips["mtime_ns"], digests, clips["flags"], reasons, number, rows)
-        for name, column in zip(table.dtype.names, columns, strict=True):
-            table[name] = column
-        tables.append(table)
+    """Read the sidecars of a cache folder into arrays; a shard whose sidecar is not what a build writes is left out."""
+    shards, tables = {}, [np.empty(0, _clip_dtype(1, 1))]
+    for number, sidecar in read_sidecars(folder, config).items():
+        with contextlib.suppress(AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            table = _table_of(number, sidecar.pop("clips"))
+            texts = [*sidecar["versions"].values(), sidecar["checksum"], sidecar.get("sources", "")]
+            if np.count_nonzero(table["row"] >= 0) == sidecar["rows"] and all(map(str.isprintable, texts)):
+                shards[number] = sidecar
+                tables.append(table)
     table = np.concatenate(tables)
     table = table[np.argsort(table["reason"] == b"", kind="stable")]
-    return Sources(sidecars, table[np.argsort(table["clip_id"], kind="stable")])
+    return Sources(shards, table[np.argsort(table["clip_id"], kind="stable")])
+
+
+def _table_of(number: int, clips: dict[str, list]) -> np.ndarray:
+    """The clips of a sidecar, as rows of `Sources.clips`."""
+    texts = (clips[key] for key in ("clip_id", "sha256", "reason"))
+    names, digests, reasons = (np.array([text.encode() for text in column], bytes) for column in texts)
+    rows = np.where(reasons == b"", np.cumsum(reasons == b"") - 1, -1)
+    table = np.empty(len(names), _clip_dtype(names.dtype.itemsize, reasons.dtype.itemsize))
+    columns = (names, clips["size"], clips["mtime_ns"], digests, clips["flags"], reasons, number, rows)
+    for name, column in zip(table.dtype.names, columns, strict=True):
+        table[name] = column
+    return table
 
 
 def _clip_dtype(name_bytes: int, reason_bytes: int) -> np.dtype:

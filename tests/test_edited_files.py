@@ -18,15 +18,19 @@ from cache.config import FeatureConfig
 from cache.files import read_sealed, write_sealed
 from cache.index import INDEX, Cache, find_cache
 from cache.info import describe
+from cache.shard import sidecar_path
 from infer.corpus import find_member_cache
 from infer.ensemble import Ensemble
 from infer.evaluation import held_out
 from infer.members import load_members
 from infer.report_data import read_curves
+from pipeline.build_cache import main as build
+from pipeline.sources import read_sources
 from tests.words_run import RUN
 from train.checkpoint import load_arrays, load_checkpoint, save_arrays, save_checkpoint, taking_over
 from train.engine import Trainer
 from train.folds import select_fold
+from train.heard import heard_contents
 from train.options import TrainOptions
 from train.record import Record
 from train.watch import main as watch
@@ -120,6 +124,28 @@ def test_any_clip_table(run: Path, column: str) -> None:
         write_index(folder, table, content)
         with pytest.raises(InputError, match="clip"):
             Cache(folder)
+
+
+def test_any_sidecar(here: Path, run: Path) -> None:
+    """A shard whose sidecar was edited counts as unfinished, for the build as for training; nothing else is lost."""
+    (folder,) = Path("data/cache").iterdir()
+    cache, path = Cache(folder), sidecar_path(folder, 0)
+    sidecar, audio = read_sealed(path), str(here / "data/audio")
+    for key in ("clip_id", "size", "mtime_ns", "sha256", "flags", "reason"):
+        sidecar["clips"][key] = sidecar["clips"][key][:2]  # else there are thousands of edits
+    sidecar["rows"], missing = 2, set()
+    write_sealed(path, sidecar)
+    assert 0 in read_sources(folder, cache.config).shards
+    for where, other in edited(sidecar):
+        write_sealed(path, other)
+        if 0 not in read_sources(folder, cache.config).shards and where[-1] == "missing":
+            missing.add(where[0])
+        heard_contents(cache, np.arange(3), [])
+    assert missing == sidecar.keys() - {"sources"}
+    write_sealed(path, {**sidecar, "rows": 3})
+    flags = "--n-mels 32 --n-fft 1024 --num-views 2 --folds 2 --jobs 1".split()
+    assert build(["--audio-dir", audio, *flags]) == 0
+    assert not check_cache(folder)
 
 
 def test_any_best_checkpoint(run: Path) -> None:
@@ -245,3 +271,28 @@ def test_empty_and_foreign_files(run: Path, capsys: pytest.CaptureFixture, name:
         error = capsys.readouterr().err
         assert (status, error.count("\n")) in ((0, 0), (2, 1)), error
         assert not error or f"fold0/{name}: " in error
+
+
+def test_a_damaged_part_of_a_prediction_is_judged_again(here: Path, tmp_path: Path) -> None:
+    """With --resume, a finished block that is not whole is dropped; the tables are those of an undisturbed run."""
+    from infer.predict import main
+
+    names = tmp_path / "list.txt"
+    clips = sorted((here / "data/audio").glob("*/*.wav"))[:24]
+    names.write_text("".join(f"{clip}\n" for clip in clips))
+    flags = ["--run", RUN, "--tta", "1", "--input", str(names), "--windows", str(tmp_path / "w.csv"), "--output"]
+    out, whole, parts = tmp_path / "out.csv", tmp_path / "whole.csv", tmp_path / ".out.csv.parts"
+    assert main([*flags, str(whole)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("infer.prediction._write_tables", lambda *_: 1 / 0)  # as if killed when all is judged
+        assert main([*flags, str(out)]) == 1
+    first, second, third = sorted(parts.glob("*.npz"))
+    first.write_bytes(b"")
+    save_arrays(second, **{name: array[:-1] for name, array in load_arrays(second).items() if name != "errors"})
+    kept = third.stat().st_ino, third.stat().st_mtime_ns
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("infer.prediction._write_tables", lambda *_: 1 / 0)
+        assert main([*flags, str(out), "--resume"]) == 1
+    assert kept == (third.stat().st_ino, third.stat().st_mtime_ns)
+    assert main([*flags, str(out), "--resume"]) == 0
+    assert out.read_bytes() == whole.read_bytes()

@@ -26,9 +26,13 @@ def heard_contents(cache: Cache, training: np.ndarray, earlier: list[dict[str, A
 
     Returns
     -------
-    torch.Tensor [shape=(m,), dtype=int64], sorted; None where a sidecar is gone or a checkpoint does not say
+    torch.Tensor [shape=(m,), dtype=int64], sorted; None where a sidecar is gone or odd, or a checkpoint does not say
     """
-    contents, before = _contents(cache), [checkpoint.get("heard") for checkpoint in earlier]
+    try:
+        contents = _contents(cache)
+    except (LookupError, OverflowError, TypeError, ValueError):
+        contents = None  # of a sidecar that no build wrote
+    before = [checkpoint.get("heard") for checkpoint in earlier]
     if contents is None or any(part is None for part in before):
         return None
     own = np.setdiff1d(contents[training], np.delete(contents, training))
