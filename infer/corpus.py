@@ -124,9 +124,11 @@ def cached_held_back(members: list[Member], options: EnsembleOptions) -> Recordi
     share = min(member.hold_back for member in members)
     names = _names(cache, held_back(cache, share))
     if not names:
+        official = cache.index["split"]["split"] == "official"
+        why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"
         raise InputError(
-            f"{cache.folder}: training held no clips back (--hold-back {share:g}); use --input FOLDER of labelled "
-            "recordings that no member was trained on, or train with a larger --hold-back"
+            f"{cache.folder}: training held no clips back ({why}); use --input FOLDER of labelled recordings that no "
+            "member was trained on" + ("" if official else ", or train with a larger --hold-back")
         )
     return _recordings(cache, names, options.audio_dir)
 

@@ -114,11 +114,10 @@ class Judge:
                 break
             stacked = torch.stack([featured[index][0][number] for index in good], dim=1)  # (views, n, mels, frames)
             x = stacked.to(self.device, non_blocking=True).float().flatten(0, 1)[:, None]
-            x = x.contiguous(memory_format=torch.channels_last)
             for index, member in enumerate(self.members):
                 if member.config.view_config == config:
                     with autocast(self.device, self._dtype):
-                        logits = member.model(x)
+                        logits = member.model(x.contiguous(memory_format=member.memory_format))
                     judged = (logits.float() / member.temperature).softmax(dim=1)
                     judged = torch.where(logits.isfinite().all(dim=1, keepdim=True), judged, torch.nan)
                     probs[index][:, good] = judged.unflatten(0, stacked.shape[:2]).cpu().numpy()

@@ -15,8 +15,11 @@ from cache.config import FeatureConfig
 from infer.options import MemberOptions, trained_runs
 from train.checkpoint import load_checkpoint, taking_over
 from train.models import create_model
+from train.precision import FORMATS, amp_dtype, device_name, find_faster_format
 from train.progress import read_run
 from train.world import World
+
+_TIMED_CLIPS = 64  # of the batch that the memory formats are timed with
 
 
 @dataclasses.dataclass
@@ -32,6 +35,8 @@ class Member:
     temperature: float
     """Divides the logits; fitted by training on the member's held-out clips."""
     model: torch.nn.Module
+    memory_format: torch.memory_format = torch.channels_last
+    """The faster one for this model on this device."""
     calibrated: bool = True
     """Whether neither the member nor a teacher of it knew the clips that its temperature was fitted on."""
     hold_back: float = 0.0
@@ -162,7 +167,7 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
         model.load_state_dict(saved["model"])
     heard = saved.get("heard")
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    memory_format = memory_format_on(device, saved, model.eval(), config)
     return Member(
         run=run,
         fold=fold,
@@ -171,7 +176,8 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         classes=saved["classes"],
         split_digest=saved["split_digest"],
         temperature=saved["temperature"],
-        model=model,
+        model=model.to(device, memory_format=memory_format),
+        memory_format=memory_format,
         calibrated=fold != "none" and not options.get("teacher"),
         hold_back=0.0 if fold == "none" else options.get("hold_back", 0.0),
         digest=hashlib.sha256(data).hexdigest(),
@@ -179,3 +185,20 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         epoch=saved["best"]["epoch"],
         options=options,
     )
+
+
+def memory_format_on(
+    device: torch.device, saved: dict[str, Any], model: torch.nn.Module, config: FeatureConfig
+) -> torch.memory_format:
+    """The memory format that training chose, where the device is the same; on another GPU the faster one there.
+
+    Parameters
+    ----------
+    saved : content of best.pt
+    """
+    if device.type != "cuda":
+        return torch.channels_last
+    if saved.get("device") == device_name(device) and saved.get("memory_format") in FORMATS:
+        return FORMATS[saved["memory_format"]]
+    shape = (_TIMED_CLIPS, 1, config.n_mels, config.n_frames)
+    return find_faster_format(model, shape, device, amp_dtype("auto", device), training=False)

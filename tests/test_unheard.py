@@ -1,20 +1,24 @@
 """Nobody is judged by what it was trained on: recordings are known by content, whatever became of cache and names."""
 
 import shutil
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from cache.cli import InputError
 from cache.index import Cache, find_cache
 from cache.shard import sidecar_path
 from infer.calibrate import main as calibrate
+from infer.corpus import cached_held_back
 from infer.evaluate import main as evaluate
-from tests.conftest import RATE, synthesise
+from tests.conftest import RATE, only_cache, synthesise
 from tests.words_run import RUN, rebuild
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.folds import select_fold
+from train.folds import held_back, select_fold
 from train.heard import heard_contents
 from train.run import main as train
 
@@ -98,3 +102,18 @@ def test_what_weights_have_heard_before_counts(project: Path) -> None:
     assert len(heard_contents(cache, clips, [])) == len(clips) - 1
     sidecar_path(cache.folder, 0).unlink()
     assert heard_contents(cache, clips, []) is None
+
+
+def test_official_split_holds_nothing_back(corpus: Path, build: Callable, tmp_path: Path) -> None:
+    """``--hold-back`` leaves an official split whole, for comparison with published figures; calibrate says so."""
+    (corpus / "validation_list.txt").write_text("yes/a0000000_nohash_0.wav\n")
+    for split in ("kfold", "official"):
+        assert build("--split", split)[0] == 0
+        cache = Cache(only_cache(tmp_path / "cache"))
+        kept = held_back(cache, 0.3)
+        whole = np.array_equal(select_fold(cache, "0", 0.3).training, select_fold(cache, "0").training)
+        assert (kept.any(), whole) == ((False, True) if split == "official" else (True, False))
+    member = types.SimpleNamespace(config=cache.config, split_digest=cache.index["split"]["digest"], hold_back=0.3)
+    options = types.SimpleNamespace(cache_dir=str(tmp_path / "cache"), audio_dir=None)
+    with pytest.raises(InputError, match=r"held no clips back \(the split is the corpus's official one\); use --input"):
+        cached_held_back([member], options)

@@ -23,7 +23,7 @@ from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions
-from train.precision import autocast, choose_memory_format, training_dtype
+from train.precision import FORMATS, autocast, choose_memory_format, device_name, training_dtype
 from train.teacher import teacher_probs
 from train.world import World
 
@@ -252,12 +252,18 @@ class Trainer:
         """The model that is validated and saved: the moving average where there is one."""
         return self.model if self.ema is None else self.ema
 
+    @property
+    def placement(self) -> dict[str, str]:
+        """The device's name, and the memory format that was chosen for the model on it."""
+        (memory_format,) = (name for name, chosen in FORMATS.items() if chosen == self.memory_format)
+        return {"device": device_name(self.world.device), "memory_format": memory_format}
+
     def state(self) -> dict[str, Any]:
         """Everything that continues the run, as tensors and plain types; call on all ranks."""
         return {
             "step": self.step,
             "world_size": self.world.world_size,
-            "memory_format": "channels_last" if self.memory_format == torch.channels_last else "contiguous",
+            "memory_format": self.placement["memory_format"],
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),

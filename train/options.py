@@ -42,7 +42,7 @@ class TrainOptions(Flags):
     spec_augment: float = flag(0.0, "largest share of mels, and of frames, that a mask hides (0: off)", (0, 0.9))
     time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)", (0, 0.5))
     ema: float = flag(0.999, "decay of the weights' average, which is validated and saved (0: off)", (0, 0.999999))
-    hold_back: float = flag(0.02, "share of the clips, by speaker, kept from all folds for infer.calibrate", (0, 0.5))
+    hold_back: float = flag(0.02, "share of clips no fold hears, for infer.calibrate; 0 for official splits", (0, 0.5))
     drop_path: float = flag(0.0, "rate of stochastic depth, for models that have it", (0, 0.9))
     weights: str | None = flag(None, "start from a local weights file", metavar="FILE")
     pretrained: bool = flag(False, "start from timm's pretrained weights (downloads)")

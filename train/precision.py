@@ -1,6 +1,7 @@
 """Number and memory formats: what a model computes in, on the device at hand."""
 
 import copy
+import platform
 import sys
 import time
 
@@ -12,6 +13,7 @@ from cache.memory import poisoned_memory
 from train.options import TrainOptions
 from train.world import World
 
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _TOLERANCE = 0.05  # of a layer's output and gradients in bf16, relative to their norm; rounding alone makes 0.003
 
 
@@ -115,30 +117,49 @@ def choose_memory_format(
     options: TrainOptions, model: torch.nn.Module, world: World, size: tuple[int, int], dtype: torch.dtype | None
 ) -> torch.memory_format:
     """The memory format asked for; "auto" is channels_last on the CPU and the faster one of a few steps on CUDA."""
-    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     if options.memory_format != "auto":
-        return formats[options.memory_format]
+        return FORMATS[options.memory_format]
     if world.device.type == "cpu":
         return torch.channels_last
-    seconds = {name: _time_steps(model, world, size, dtype, options, chosen) for name, chosen in formats.items()}
-    fastest = torch.tensor(int(seconds["channels_last"] < seconds["contiguous"]), device=world.device)
-    world.broadcast(fastest)
-    return formats["channels_last" if int(fastest) else "contiguous"]
+    shape = (world.split(options.batch_size), 1, *size)
+    faster = find_faster_format(model, shape, world.device, dtype, training=True)
+    chosen = torch.tensor(faster == torch.channels_last, dtype=torch.int32, device=world.device)
+    world.broadcast(chosen)
+    return FORMATS["channels_last" if int(chosen) else "contiguous"]
 
 
-def _time_steps(model, world, size, dtype, options, memory_format) -> float:
-    """Seconds of the fastest of five forward and backward passes on the device."""
-    trial = copy.deepcopy(model).to(world.device, memory_format=memory_format)
-    x = torch.randn(world.split(options.batch_size), 1, *size, device=world.device)
-    x = x.contiguous(memory_format=memory_format)
+def find_faster_format(
+    model: torch.nn.Module, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype | None, *, training: bool
+) -> torch.memory_format:
+    """The memory format in which passes of the model take less time on a CUDA device.
+
+    Parameters
+    ----------
+    shape : of a batch, (clips, 1, n_mels, n_frames)
+    training : whether a pass goes backward, too
+    """
+    seconds = [_time_passes(model, shape, device, dtype, chosen, training) for chosen in FORMATS.values()]
+    return list(FORMATS.values())[seconds.index(min(seconds))]
+
+
+def _time_passes(model, shape, device, dtype, memory_format, training) -> float:
+    """Seconds of the fastest of five passes on the device."""
+    trial = copy.deepcopy(model).to(device, memory_format=memory_format)
+    x = torch.randn(shape, device=device).contiguous(memory_format=memory_format)
     seconds = []
     for _ in range(8):
         torch.cuda.synchronize()
         started = time.perf_counter()
-        with autocast(world.device, dtype):
+        with torch.set_grad_enabled(training), autocast(device, dtype):
             loss = trial(x).float().logsumexp(dim=1).mean()
-        loss.backward()
-        trial.zero_grad(set_to_none=True)
+        if training:
+            loss.backward()
+            trial.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return min(seconds[3:])
+
+
+def device_name(device: torch.device) -> str:
+    """What a device calls itself, such as ``NVIDIA GeForce RTX 3090``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"

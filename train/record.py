@@ -19,7 +19,9 @@ from cache.files import exclusive_lock, remove_leftovers, write_atomic
 from cache.index import Cache
 from train.calibration import FEW_ERRORS, fit_temperature
 from train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
+from train.engine import Trainer
 from train.options import TrainOptions
+from train.precision import device_name
 from train.world import World
 
 
@@ -151,7 +153,7 @@ class Record:
         content = {**self._identity(), "heard": self.heard, "best": self.best, "state": state, "epochs_logged": epochs}
         save_checkpoint(self.folder / "last.pt", content)
 
-    def keep_if_better(self, entry: dict[str, Any], judged: dict[str, np.ndarray], model: torch.nn.Module) -> bool:
+    def keep_if_better(self, entry: dict[str, Any], judged: dict[str, np.ndarray], trainer: Trainer) -> bool:
         """Write oof.npz and best.pt where an epoch is the best so far, by accuracy, then loss."""
         accuracy, loss, best = entry["val_accuracy"], entry["val_loss"], self.best
         if accuracy is not None and (accuracy, -loss) <= (best["accuracy"], -best["loss"]):
@@ -168,7 +170,8 @@ class Record:
         )
         temperature = fit_temperature(judged["logits"], judged["target"])
         content = {**identity, "heard": self.heard, "best": self.best, "temperature": temperature}
-        save_checkpoint(self.folder / "best.pt", {**content, "model": model.state_dict()})
+        content |= {**trainer.placement, "model": trainer.evaluated().state_dict()}
+        save_checkpoint(self.folder / "best.pt", content)
         return True
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -200,7 +203,7 @@ class Record:
             **self._identity(),
             "cache": str(self.cache.folder.resolve()),
             "world_size": world.world_size,
-            "device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "cpu",
+            "device": device_name(world.device),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
             "git_commit": commit,
         }

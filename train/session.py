@@ -146,7 +146,7 @@ class _Session:
         judged = trainer.validate()
         if world.speaks:
             entry = self._entry(sums, judged, seconds)
-            better = self.record.keep_if_better(entry, judged, trainer.evaluated())
+            better = self.record.keep_if_better(entry, judged, trainer)
             self.record.log(entry)
             if self._events is not None:
                 write_epoch(self._events, entry)
