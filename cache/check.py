@@ -1,11 +1,11 @@
 """Checking caches byte for byte: index, clip table, sidecars and shards."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache.cli import InputError
+from cache.cores import usable_cores
 from cache.files import file_checksum, read_sealed
 from cache.index import INDEX, Cache
 from cache.shard import SCHEMA, map_shard, remove_shard, shard_numbers, shard_path, sidecar_path
@@ -49,7 +49,7 @@ def check_cache(folder: Path) -> list[Damage]:
             path, _, why = str(error).partition(": ")
             damages.append(Damage(Path(path), why))
     listed = {shard["number"]: shard for shard in cache.index["shards"]} if cache else {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         numbers = sorted(listed.keys() | shard_numbers(folder))
         checked = pool.map(lambda number: _check_shard(folder, number, listed.get(number), cache), numbers)
         damages += [damage for damage in checked if damage]
@@ -76,7 +76,7 @@ def _check_shard(folder: Path, number: int, listed: dict[str, Any] | None, cache
         if file_checksum(path) != sidecar["checksum"]:
             return Damage(path, f"its content differs from its checksum ({path.stat().st_size} bytes)", number)
         if cache:
-            map_shard(folder, number, cache.config, sidecar["rows"])
+            map_shard(folder, number, cache.config, sidecar["rows"], sidecar.get("sources"))
     except FileNotFoundError:
         return Damage(path, "missing", number)
     except InputError as error:

@@ -2,13 +2,23 @@
 
 import argparse
 import dataclasses
+import errno
+import io
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 EXIT_OK, EXIT_INCOMPLETE, EXIT_ERROR = 0, 1, 2
 AT_LEAST_0, AT_LEAST_1 = (0, math.inf), (1, math.inf)
+
+
+_REMEDIES = {
+    errno.EMFILE: "; raise the limit with ulimit -n",
+    errno.ENOSPC: "; free some space",
+    errno.EDQUOT: "; free some space",
+}
 
 
 class InputError(ValueError):
@@ -27,7 +37,7 @@ class Flags:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata.get("limits")
-            if limits and not limits[0] <= value <= limits[1]:
+            if limits and value is not None and not limits[0] <= value <= limits[1]:
                 expected = "{:g} or more" if limits[1] == math.inf else "{:g} to {:g}"
                 raise InputError(f"--{field.name.replace('_', '-')} {value:g}; expected {expected.format(*limits)}")
 
@@ -45,7 +55,7 @@ def flag(default: Any, help: str, limits: tuple[float, float] | None = None, **k
     return dataclasses.field(default=default, metadata={"help": help, "limits": limits, **kwargs})
 
 
-def parse_flags(options: type, argv: list[str] | None, *, prog: str, description: str) -> dict[str, Any]:
+def parse_flags(options: type, argv: list[str] | None, *, prog: str, description: str | None) -> dict[str, Any]:
     """Parse a command line into the flags that were given explicitly.
 
     Only explicit flags are returned, so that a caller can lay them over a recipe and the dataclass's defaults:
@@ -56,13 +66,14 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
     options : a dataclass whose fields were made with :func:`flag`; ``n_mels`` becomes ``--n-mels``
     argv : the arguments, or None for ``sys.argv[1:]``
     prog : shown in the usage line, such as ``python -m train.run``
-    description : shown above the flags
+    description : its first line is shown above the flags; None under ``python -OO``, which drops docstrings
 
     Returns
     -------
     dict : field name → value, for the flags that were given
     """
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    first_line = (description or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog=prog, description=first_line, allow_abbrev=False)
     for field in dataclasses.fields(options):
         if "help" not in field.metadata:
             continue
@@ -81,23 +92,36 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
     return vars(parser.parse_args(argv))
 
 
+def printable(text: str) -> str:
+    """Text without the characters that steer a terminal, break a line or are no text: escaped as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def describe_error(error: InputError | OSError) -> str:
+    """An expected error as one line; what the system reports becomes file, reason and, where there is one, remedy."""
+    message = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return printable(message + _REMEDIES.get(getattr(error, "errno", None), ""))
+
+
 def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
     """Run a command; an expected error becomes one line on stderr and exit status 2.
 
     Expected are :class:`InputError` and ``OSError`` (missing file, full disk, no permission). Anything else is a
-    bug and keeps its traceback. Ctrl-C ends with status 130.
+    bug and keeps its traceback. Ctrl-C ends with status 130. What the console has no characters for is escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return body()
-    except InputError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    except (InputError, OSError) as error:
+        print(f"{prefix}: {describe_error(error)}", file=sys.stderr)
+        return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"{prefix}: {message}", file=sys.stderr)
-    return EXIT_ERROR
 
 
 def require(module: str, extra: str) -> Any:

@@ -117,4 +117,7 @@ class FeatureConfig:
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != fields:
             raise InputError(f"{source}: its feature configuration has other fields than this version's; rebuild it")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None

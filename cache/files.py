@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
     seal = _SEAL.match(data)
     if not seal or hashlib.sha256(data[seal.end() :]).hexdigest() != seal[1].decode():
         raise ValueError("its checksum does not match its content")
-    return json.loads(b"{" + data[seal.end() :])
+    try:
+        return json.loads(b"{" + data[seal.end() :])
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def in_folder(path: str | Path) -> Path:
@@ -88,6 +91,26 @@ def in_folder(path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent} to write it to")
     return path
+
+
+def lies_in(path: str | Path, places: Iterable[str | Path]) -> str | Path | None:
+    """The first of some files and folders that `path` is or lies in, through whatever links; None where there is none.
+
+    `path` need not exist yet.
+    """
+    path = Path(path)
+    ends = (Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name)
+    around = {_identity(folder) for end in ends for folder in (end, *end.parents)} - {None}
+    return next((place for place in places if _identity(place) in around), None)
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Device and inode; None where there is nothing."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import file_checksum, read_sealed, write_atomic, write_sealed
+from cache.mapping import map_file
 from cache.rows import allow_open_files, ask_rows, copy_rows, read_rows
 from cache.shard import REBUILD, SCHEMA, MappedShard, map_shard, shard_path
 
@@ -86,11 +87,20 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _well_formed(index: dict[str, Any]) -> bool:
     try:
-        numbers = [shard[key] for shard in index["shards"] for key in ("number", "rows", "bytes")]
-        texts = [*index["classes"], index["clips"]["checksum"], index["split"]["digest"]]
-        texts += [shard["checksum"] for shard in index["shards"]]
-        return all(type(n) is int and n >= 0 for n in numbers) and all(type(text) is str for text in texts)
-    except (KeyError, TypeError):
+        shards, split = index["shards"], index["split"]
+        counts = [index["clips"]["count"], *index["counts"].values()]
+        counts += [shard[key] for shard in shards for key in ("number", "rows", "bytes")]
+        texts = [*index["classes"], *index["counts"], index["audio_dir"], index["clips"]["checksum"]]
+        texts += [split[key] for key in ("split", "group_by", "digest")]
+        texts += [text for shard in shards for text in (shard["checksum"], shard.get("sources", ""))]
+        return (
+            type(index["classes"]) is list
+            and type(split["folds"]) is int
+            and split["folds"] >= 1
+            and all(type(n) is int and 0 <= n < 1 << 63 for n in counts)
+            and all(type(text) is str and "\0" not in text for text in texts)
+        )
+    except (AttributeError, KeyError, TypeError):
         return False
 
 
@@ -109,31 +119,48 @@ class Cache:
 
     def __init__(self, folder: str | Path, *, check_shards: bool = True) -> None:
         self.folder = Path(folder)
-        self.index = read_index(self.folder)
+        while True:
+            self.index = read_index(self.folder)
+            try:
+                self._open(check_shards)
+                break
+            except InputError:
+                if read_index(self.folder) == self.index:  # else a build has replaced it meanwhile, and its files
+                    raise
+
+    def _open(self, check_shards: bool) -> None:
         self.config = FeatureConfig.from_dict(self.index.get("config"), str(self.folder / INDEX))
         self.classes: list[str] = self.index["classes"]
         self.clips = self._read_table()
-        self._rows_of = {shard["number"]: shard["rows"] for shard in self.index["shards"]}
+        self._listed = {shard["number"]: shard for shard in self.index["shards"]}
         self._mapped: dict[int, MappedShard] = {}
         self._cold_batches = 0  # to read from disk before the mapping is tried again
-        allow_open_files(2 * len(self._rows_of))
+        allow_open_files(len(self._listed))
         if check_shards:
             self._check_shards()
 
     def _read_table(self) -> np.ndarray:
-        expected = self.index["clips"]
+        expected, names = self.index["clips"], clip_dtype(1, 1).names
         path = _table_path(self.folder, expected["checksum"])
         try:
             if file_checksum(path) != expected["checksum"]:
                 raise InputError(f"{path}: checksum differs from the index; {REBUILD}")
-            clips = np.load(path, mmap_mode="r", allow_pickle=False)
+            with open(path, "rb", buffering=0) as file:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                if dtype.names != names or dtype != clip_dtype(dtype["clip_id"].itemsize, dtype["speaker"].itemsize):
+                    raise InputError(f"{path}: not a clip table of this version; {REBUILD}")
+                clips = map_file(file)[file.tell() :].view(dtype)
         except (ValueError, FileNotFoundError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path}: unreadable clip table ({error}); {REBUILD}") from None
-        names = clip_dtype(1, 1).names
-        if clips.dtype.names != names or len(clips) != expected["count"]:
+        if not clips.shape == shape == (expected["count"],):
             raise InputError(f"{path}: not the index's clip table; {REBUILD}")
+        limits = {"target": (0, len(self.classes)), "split": (0, 2), "fold": (NO_FOLD, self.index["split"]["folds"])}
+        for name, (low, high) in limits.items():
+            if len(clips) and not (clips[name].min() >= low and clips[name].max() < high):
+                raise InputError(f"{path}: its column {name} leaves the range of {low} to {high - 1}; {REBUILD}")
         return clips
 
     def _check_shards(self) -> None:
@@ -145,8 +172,9 @@ class Cache:
                 raise InputError(
                     f"{path}: {found}; repair with python -m pipeline.build_cache and the flags it was built with"
                 )
-        rows = np.zeros(max(self._rows_of, default=0) + 1, np.int64)
-        rows[list(self._rows_of)] = list(self._rows_of.values())
+        rows = np.zeros(max(self._listed, default=0) + 1, np.int64)
+        for number, listed in self._listed.items():
+            rows[number] = listed["rows"]
         shard, row = self.clips["shard"], self.clips["row"]
         if len(shard) and (shard.min() < 0 or shard.max() >= len(rows) or row.min() < 0 or (row >= rows[shard]).any()):
             raise InputError(f"{self.folder}: the clip table points outside the shards; {REBUILD}")
@@ -172,7 +200,15 @@ class Cache:
 
     def _map(self, shard: int) -> MappedShard:
         if shard not in self._mapped:
-            self._mapped[shard] = map_shard(self.folder, shard, self.config, self._rows_of[shard])
+            listed = self._listed[shard]
+            try:
+                mapped = map_shard(self.folder, shard, self.config, listed["rows"], listed.get("sources"))
+            except (InputError, FileNotFoundError):
+                if read_index(self.folder) == self.index:
+                    raise
+                path = shard_path(self.folder, shard)
+                raise InputError(f"{path}: rebuilt since the cache was opened; run the same command again") from None
+            self._mapped[shard] = mapped
         return self._mapped[shard]
 
     def gather(self, clips: np.ndarray, views: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ class InfoOptions:
 
 def main(argv: list[str] | None = None) -> int:
     """Print one block of lines per cache; exit status 1 if one is damaged."""
-    flags = parse_flags(InfoOptions, argv, prog="python -m cache.info", description=__doc__.split("\n")[0])
+    flags = parse_flags(InfoOptions, argv, prog="python -m cache.info", description=__doc__)
 
     def body() -> int:
         """Describe every cache; returns the exit status."""

@@ -53,7 +53,7 @@ def ask_rows(shards: list[MappedShard], rows: list[int]) -> None:
 
 
 def allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files where `count` more would not fit; each mapped shard holds two."""
+    """Raise this process's limit of open files where `count` more would not fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256
     if soft < wanted:

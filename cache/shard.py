@@ -1,13 +1,13 @@
 """Shards: HDF5 files whose rows lie contiguous and uncompressed, so that a reader maps them into memory.
 
 A shard holds the dataset ``features`` (clips, views, n_mels, n_frames), the dataset ``clip_id``, and the attributes
-``schema``, ``number`` and ``digest``. Beside it lies its sidecar ``shard-00000.json``, written after it, with its row
-count, its SHA-256 and the clips it was built from. A shard is finished when both have their final names.
+``schema``, ``number``, ``digest`` and ``sources``. Beside it lies its sidecar ``shard-00000.json``, written after it,
+with its row count, its SHA-256 and the clips it was built from. A shard is finished when both have their final names.
 """
 
+import errno
 import hashlib
 import math
-import mmap
 import os
 import re
 from collections.abc import Iterable
@@ -20,6 +20,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import atomic_path, read_sealed, write_sealed
+from cache.mapping import map_file
 
 SCHEMA = 1
 REBUILD = "rebuild with python -m pipeline.build_cache"
@@ -31,7 +32,12 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(
-    folder: Path, number: int, config: FeatureConfig, clip_ids: list[str], rows: Iterable[np.ndarray]
+    folder: Path,
+    number: int,
+    config: FeatureConfig,
+    clip_ids: list[str],
+    rows: Iterable[np.ndarray],
+    sources: str | None = None,
 ) -> dict[str, Any]:
     """Write a shard atomically; the rows are streamed, so that memory holds one at a time.
 
@@ -40,10 +46,11 @@ def write_shard(
     folder : the cache folder
     clip_ids : one per row, at least one
     rows : per clip an array [shape=(num_views, n_mels, n_frames), dtype=float16]
+    sources : digest of the recordings that the rows come from, so that another shard of this number is told apart
 
     Returns
     -------
-    dict : ``rows``, ``bytes`` and ``checksum`` of the finished file, as they stand in its sidecar
+    dict : ``rows``, ``bytes``, ``checksum`` and ``sources`` of the finished file, as they stand in its sidecar
 
     Raises
     ------
@@ -51,7 +58,7 @@ def write_shard(
     """
     path = shard_path(folder, number)
     with atomic_path(path) as temporary:
-        offset, nbytes = _create(temporary, number, config, clip_ids)
+        offset, nbytes = _create(temporary, number, config, clip_ids, sources)
         with open(temporary, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, offset + nbytes)
             checksum = hashlib.sha256(file.read(offset))
@@ -61,15 +68,20 @@ def write_shard(
                 checksum.update(data)  # while it is in the core's own cache
                 file.write(data)
             assert file.tell() == offset + nbytes, f"{path}: {file.tell() - offset} bytes of rows for {nbytes}"
-    return {"rows": len(clip_ids), "bytes": offset + nbytes, "checksum": checksum.hexdigest()}
+    entry = {"rows": len(clip_ids), "bytes": offset + nbytes, "checksum": checksum.hexdigest()}
+    return {**entry, "sources": sources} if sources else entry
 
 
-def _create(path: Path, number: int, config: FeatureConfig, clip_ids: list[str]) -> tuple[int, int]:
+def _create(
+    path: Path, number: int, config: FeatureConfig, clip_ids: list[str], sources: str | None
+) -> tuple[int, int]:
     """Lay out an empty shard; returns offset and size in bytes of its rows."""
     with h5py.File(path, "w", libver="earliest", locking=False, track_order=False) as file:
         file.attrs.create("schema", SCHEMA, dtype="<i4")
         file.attrs.create("number", number, dtype="<i4")
         file.attrs.create("digest", np.bytes_(config.digest))
+        if sources:
+            file.attrs.create("sources", np.bytes_(sources))
         names = np.array([clip_id.encode() for clip_id in clip_ids])
         file.create_dataset("clip_id", data=names, track_times=False)
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -97,38 +109,43 @@ class MappedShard(NamedTuple):
     """Of the rows in the file, in bytes."""
 
 
-def map_shard(folder: Path, number: int, config: FeatureConfig, rows: int) -> MappedShard:
+def map_shard(folder: Path, number: int, config: FeatureConfig, rows: int, sources: str | None = None) -> MappedShard:
     """Map the rows of a shard read-only; nothing that the file points at is followed.
 
     Parameters
     ----------
     config : what the shard was built with, according to its index
     rows : how many rows it has, according to its index
+    sources : what they come from, according to its index; None in caches of versions that did not note it
 
     Raises
     ------
-    InputError : any other schema, number, digest, layout, type or size
-    OSError : no such file, no permission
+    InputError : any other schema, number, digest, sources, layout, type or size
+    OSError : no such file, no permission, too many open files
     """
     path = shard_path(folder, number)
-    raw = open(path, "rb", buffering=0)  # noqa: SIM115 - stays open as long as the mapping
-    size = os.fstat(raw.fileno()).st_size
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            offset = _check_layout(path, file, number, config, rows)
+        raw = open(path, "rb", buffering=0)  # noqa: SIM115 - stays open as long as the mapping
+        with h5py.File(f"/dev/fd/{raw.fileno()}", "r", locking=False) as file:  # this file, even if replaced by now
+            offset = _check_layout(path, file, number, config, rows, sources)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) or getattr(error, "filename", None):
             raise
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):  # HDF5 names no file
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
         raise InputError(f"{path}: not a readable HDF5 shard ({_first_line(error)}); {REBUILD}") from None
     shape = (rows, *config.row_shape)
+    size = os.fstat(raw.fileno()).st_size
     if offset + 2 * math.prod(shape) > size:
         raise InputError(f"{path}: truncated: {size} bytes; {REBUILD}")
-    mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-    words = np.ndarray((shape[0] * shape[1], shape[2] * shape[3]), "<u2", buffer=mapped, offset=offset)
+    words = map_file(raw)[offset : offset + 2 * math.prod(shape)].view("<u2")
+    words = words.reshape(shape[0] * shape[1], shape[2] * shape[3])
     return MappedShard(words.view("<f2").reshape(shape), words, raw, offset)
 
 
-def _check_layout(path: Path, file: h5py.File, number: int, config: FeatureConfig, rows: int) -> int:
+def _check_layout(
+    path: Path, file: h5py.File, number: int, config: FeatureConfig, rows: int, sources: str | None
+) -> int:
     """Compare everything that makes a shard mappable with what it must be; returns the rows' offset in bytes."""
 
     def expect(what: str, found: Any, expected: Any) -> None:
@@ -137,7 +154,9 @@ def _check_layout(path: Path, file: h5py.File, number: int, config: FeatureConfi
 
     expect("schema", _integer(file.attrs.get("schema")), SCHEMA)
     expect("shard number", _integer(file.attrs.get("number")), number)
-    expect("feature digest", bytes(file.attrs.get("digest", b"")).decode("ascii", "replace"), config.digest)
+    expect("feature digest", _text(file.attrs.get("digest", b"")), config.digest)
+    if _text(file.attrs.get("sources", b"")) != (sources or ""):
+        raise InputError(f"{path}: not the rows that the index lists; {REBUILD}")
     link = file.id.links.get_info(b"features")
     if link.type != h5py.h5l.TYPE_HARD:
         raise InputError(f"{path}: its features are a link to elsewhere, which is not followed; {REBUILD}")
@@ -159,6 +178,10 @@ def _check_layout(path: Path, file: h5py.File, number: int, config: FeatureConfi
 
 def _integer(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
+
+
+def _text(value: Any) -> str:
+    return bytes(value).decode("ascii", "replace")
 
 
 def _first_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ class VerifyOptions:
 
 def main(argv: list[str] | None = None) -> int:
     """Name each damaged file on stderr; exit status 1 if there is any."""
-    flags = parse_flags(VerifyOptions, argv, prog="python -m cache.verify", description=__doc__.split("\n")[0])
+    flags = parse_flags(VerifyOptions, argv, prog="python -m cache.verify", description=__doc__)
 
     def body() -> int:
         """Check every cache, and remove what is damaged where that is asked for; returns the exit status."""

@@ -9,7 +9,7 @@ from infer.options import AuditOptions
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, compare labels with out-of-fold probabilities, and write the list."""
-    flags = parse_flags(AuditOptions, argv, prog="python -m infer.audit", description=__doc__.split("\n")[0])
+    flags = parse_flags(AuditOptions, argv, prog="python -m infer.audit", description=__doc__)
 
     def body() -> int:
         options = AuditOptions(**flags)

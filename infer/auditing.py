@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from cache.files import in_folder
+from infer.corpus import find_member_cache
 from infer.evaluation import held_out, merged
-from infer.inputs import find_member_cache
 from infer.members import load_members
 from infer.options import AuditOptions
+from infer.outputs import output_path
 from infer.tables import csv_table
 
 
@@ -38,7 +38,7 @@ def suspects(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def audit(options: AuditOptions) -> int:
     """Write the table of suspected clips and say how many there are; returns the exit status."""
-    output = in_folder(options.output)
+    output = output_path(options.output, options)
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     cache = find_member_cache(members[0], options.cache_dir)
     clips = merged([held_out(member, cache) for member in members])

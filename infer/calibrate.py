@@ -9,7 +9,7 @@ from infer.options import CalibrateOptions
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, judge the clips that nobody was trained on, and keep the temperature."""
-    flags = parse_flags(CalibrateOptions, argv, prog="python -m infer.calibrate", description=__doc__.split("\n")[0])
+    flags = parse_flags(CalibrateOptions, argv, prog="python -m infer.calibrate", description=__doc__)
 
     def body() -> int:
         options = CalibrateOptions(**flags)

@@ -6,10 +6,11 @@ import numpy as np
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError
 from cache.files import write_sealed
+from infer.corpus import cached_held_back, unheard
 from infer.ensemble import Ensemble, soft_vote
 from infer.evaluation import judge_labelled
-from infer.inputs import cached_held_back, list_unheard
-from infer.members import load_members
+from infer.inputs import Recordings, list_recordings
+from infer.members import Member, load_alike
 from infer.options import CalibrateOptions
 from infer.scoring import reliability
 from train.calibration import fit_temperature
@@ -29,8 +30,6 @@ def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
             f"temperature {kept['temperature']:.3f}: mean confidence {before['confidence']:.4f} -> "
             f"{after['confidence']:.4f}, calibration error {before['ece']:.4f} -> {after['ece']:.4f}\n{ensemble.path}"
         )
-        if kept["unreadable"]:
-            print(f"{kept['unreadable']} recordings could not be read and are not counted")
     return EXIT_INCOMPLETE if kept["unreadable"] else EXIT_OK
 
 
@@ -50,12 +49,8 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
     ------
     InputError : no such clips, or so few of them judged wrongly that a temperature would be chance
     """
-    members = load_members(options.run_folders, options.folds, world.device)
-    if options.input:
-        recordings = list_unheard(options.input, members, options.cache_dir)
-    else:
-        recordings = cached_held_back(members, options.cache_dir)
-    judged = judge_labelled(members, recordings, options, world.device)
+    members = load_alike(options, world)
+    judged = judge_labelled(members, world.decide(lambda: _recordings(members, options)), options, world)
     ensemble = Ensemble(members, options.tta)
     mean = soft_vote(judged.probs)
     wrong = int((mean.argmax(axis=1) != judged.targets).sum())
@@ -81,6 +76,12 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
     if world.speaks:
         write_sealed(ensemble.path, content, indent=1)
     return ensemble, content
+
+
+def _recordings(members: list[Member], options: CalibrateOptions) -> Recordings:
+    if options.input:
+        return unheard(list_recordings(options.input), members, options.input)
+    return unheard(cached_held_back(members, options), members, "what training held back")
 
 
 def _temperature_of(probs: np.ndarray, targets: np.ndarray) -> float:

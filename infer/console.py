@@ -1,6 +1,7 @@
 """What infer's commands show."""
 
 import json
+import sys
 import time
 from typing import Any
 
@@ -9,9 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK
-from cache.files import in_folder, write_atomic
+from cache.files import write_atomic
 from infer.evaluation import evaluate
 from infer.options import EvaluateOptions, PredictOptions
+from infer.outputs import output_path
 from infer.prediction import predict
 from train.world import World
 
@@ -37,13 +39,13 @@ def predict_with_progress(options: PredictOptions, world: World) -> int:
     if options.min_confidence:
         console.print(f"{unknown:,} are unknown: judged with a confidence below {options.min_confidence:g}")
     if bad:
-        console.print(f"{bad:,} could not be read: see the column error")
+        print(f"{bad:,} could not be read: see the column error", file=sys.stderr)
     return EXIT_INCOMPLETE if bad else EXIT_OK
 
 
 def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     """Evaluate, print tables, write ``--json``; returns the exit status."""
-    output = in_folder(options.json) if options.json else None
+    output = output_path(options.json, options) if options.json else None
     figures = evaluate(options, world)
     if not world.speaks:
         return EXIT_OK
@@ -73,8 +75,6 @@ def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:
     if figures.get("ece") is not None:
         remedy = "" if figures["calibrated"] else " (not calibrated yet: python -m infer.calibrate)"
         console.print(f"expected calibration error of the last row: {figures['ece']:.4f}{remedy}", soft_wrap=True)
-    if figures.get("unreadable"):
-        console.print(f"{figures['unreadable']} recordings could not be read and are not counted")
 
 
 def _print_rows(console: Console, title: str, rows: list[tuple]) -> None:

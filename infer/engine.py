@@ -7,7 +7,6 @@ member.
 import collections
 import dataclasses
 import itertools
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
+from cache.cores import usable_cores
 from infer.members import Member
 from pipeline.decode import read_clip
 from pipeline.features import LogMel
@@ -30,9 +30,9 @@ class Judged:
     """What all members said of some files."""
 
     probs: np.ndarray
-    """[shape=(members, views, n, classes), dtype=float32]; zero where the file could not be read."""
+    """[shape=(members, views, n, classes), dtype=float32]; zero where the file could not be judged."""
     errors: list[str]
-    """Per file, why it could not be read, or the empty string."""
+    """Per file, why it could not be judged, or the empty string."""
 
 
 class Judge:
@@ -52,7 +52,7 @@ class Judge:
         self._dtype = amp_dtype("auto", device)
         threads = torch.get_num_threads()
         self._local = threading.local()
-        count = os.cpu_count() or 1
+        count = usable_cores()
         self._pool = ThreadPoolExecutor(count, "features", initializer=torch.set_num_threads, initargs=(1,))
         all_there = threading.Barrier(count)  # a thread that began later would set torch's threads for all again
         list(self._pool.map(lambda _: all_there.wait(), range(count)))
@@ -119,6 +119,17 @@ class Judge:
                 if member.config.view_config == config:
                     with autocast(self.device, self._dtype):
                         logits = member.model(x)
-                    judged = (logits.float() / member.temperature).softmax(dim=1).unflatten(0, stacked.shape[:2])
-                    probs[index][:, good] = judged.cpu().numpy()
-        return Judged(probs, errors)
+                    judged = (logits.float() / member.temperature).softmax(dim=1)
+                    judged = torch.where(logits.isfinite().all(dim=1, keepdim=True), judged, torch.nan)
+                    probs[index][:, good] = judged.unflatten(0, stacked.shape[:2]).cpu().numpy()
+        return self._without_nan(Judged(probs, errors))
+
+    def _without_nan(self, judged: Judged) -> Judged:
+        """Turn what is no number, such as the sum of an overflow, into errors."""
+        unsound = np.isnan(judged.probs).any(axis=(1, 3))  # (members, n)
+        for clip in np.flatnonzero(unsound.any(axis=0)).tolist():
+            member = self.members[int(unsound[:, clip].argmax())]
+            lower = "" if self._dtype is None else f" in {str(self._dtype).removeprefix('torch.')}; try --device cpu"
+            judged.errors[clip] = f"{member.name}: logits that are not finite{lower}"
+            judged.probs[:, :, clip] = 0
+        return judged

@@ -33,6 +33,9 @@ def soft_vote(probs: np.ndarray) -> np.ndarray:
 def hard_vote(probs: np.ndarray) -> np.ndarray:
     """Share of the votes of all members and views; ties go to the class of higher mean probability.
 
+    Votes are counted in integers and the means of a tie compared in float64: in float32 means that differ by less than
+    a ten-millionth would look alike.
+
     Parameters
     ----------
     probs : np.ndarray [shape=(members, views, n, classes)]
@@ -40,12 +43,13 @@ def hard_vote(probs: np.ndarray) -> np.ndarray:
     Returns
     -------
     np.ndarray [shape=(n, classes)], whose argmax is the winner and whose values are shares of votes: exactly for the
-        winner, up to 1e-6 of tie-breaking for the others
+        winner, less 1e-6 for those that it beat in a tie
     """
-    classes, mean = probs.shape[-1], probs.mean(axis=(0, 1))
-    votes = np.eye(classes, dtype=np.float32)[probs.argmax(axis=-1)].mean(axis=(0, 1))
-    winner = (votes + 1e-6 * mean).argmax(axis=-1)[..., None]
-    return np.maximum(votes + 1e-6 * (mean - np.take_along_axis(mean, winner, axis=-1)), 0)
+    votes = (probs.argmax(axis=-1)[..., None] == np.arange(probs.shape[-1])).sum(axis=(0, 1))  # (n, classes)
+    tied = votes == votes.max(axis=-1, keepdims=True)
+    winner = np.where(tied, probs.mean(axis=(0, 1), dtype=np.float64), -1).argmax(axis=-1)
+    beaten = tied & (np.arange(probs.shape[-1]) != winner[:, None])
+    return (votes / (probs.shape[0] * probs.shape[1]) - 1e-6 * beaten).astype(probs.dtype)
 
 
 ENSEMBLES = {"soft": soft_vote, "hard": hard_vote}
@@ -74,9 +78,14 @@ class Ensemble:
         self.temperature, self.calibrated = 1.0, ensemble == "hard" or alone
         if ensemble == "soft" and self.path.exists():
             try:
-                self.temperature, self.calibrated = float(read_sealed(self.path)["temperature"]), True
-            except (ValueError, KeyError) as error:
+                self.temperature, self.calibrated = read_sealed(self.path).get("temperature"), True
+            except ValueError as error:
                 raise InputError(f"{self.path}: damaged ({error}); remove it and run infer.calibrate again") from None
+            if type(self.temperature) is not float or not 1e-6 < self.temperature < 1e6:
+                raise InputError(
+                    f"{self.path}: temperature {self.temperature!r}, expected a positive number; remove it and run "
+                    "infer.calibrate again"
+                )
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Probabilities (n, classes) from those of members and views (members, views, n, classes)."""

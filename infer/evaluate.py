@@ -9,7 +9,7 @@ from infer.options import EvaluateOptions
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, judge, and print the figures."""
-    flags = parse_flags(EvaluateOptions, argv, prog="python -m infer.evaluate", description=__doc__.split("\n")[0])
+    flags = parse_flags(EvaluateOptions, argv, prog="python -m infer.evaluate", description=__doc__)
 
     def body() -> int:
         options = EvaluateOptions(**flags)

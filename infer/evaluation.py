@@ -1,24 +1,25 @@
 """Evaluating members out of fold, or members and ensembles on labelled recordings."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import softmax
 
 from cache.cli import InputError
 from cache.index import Cache
+from infer.corpus import find_corpus, find_member_cache, labelled_recordings
 from infer.engine import Judge
 from infer.ensemble import Ensemble, hard_vote, soft_vote
-from infer.inputs import Recordings, cached_paths, cached_test_split, find_member_cache, list_unheard
-from infer.members import Member, load_members
-from infer.options import EnsembleOptions, EvaluateOptions, LabelledOptions
+from infer.inputs import Recordings, warn_of_unread
+from infer.members import Member, load_alike
+from infer.options import EnsembleOptions, EvaluateOptions
 from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
 from infer.views import first_views
-from train.checkpoint import load_arrays
+from train.held_out import read_held_out
 from train.world import World
 
 
@@ -33,7 +34,7 @@ class JudgedClips:
     probs: np.ndarray
     """[shape=(members, views, n, classes), dtype=float32]"""
     unreadable: int = 0
-    """Clips that were left out because they could not be read."""
+    """Clips that were left out because they could not be judged."""
 
 
 def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
@@ -43,17 +44,28 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     ------
     InputError : nothing to judge, or a member that belongs to another split
     """
-    members = load_members(options.run_folders, options.folds, world.device)
+    members = load_alike(options, world)
     if options.input is None and options.split == "oof":
-        cache = find_member_cache(members[0], options.cache_dir)
-        judged = [held_out(member, cache) for member in members]
-        return out_of_fold_figures(members, judged, merged(judged))
-    judged = judge_labelled(members, labelled_recordings(members, options), options, world.device)
+        return world.decide(lambda: _out_of_fold(members, options))
+    recordings = world.decide(lambda: labelled_recordings(members, options))
+    judged = judge_labelled(members, recordings, options, world)
     return ensemble_figures(members, judged, options.input or "the split test")
 
 
-def held_out(member: Member, cache: Cache) -> JudgedClips:
+def _out_of_fold(members: list[Member], options: EvaluateOptions) -> dict[str, Any]:
+    cache = find_member_cache(members[0], options.cache_dir)
+    judged = [held_out(member, cache) for member in members]
+    return out_of_fold_figures(members, judged, merged(judged))
+
+
+def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> JudgedClips:
     """What a member said of the clips that it never saw, as its training left it in ``oof.npz``.
+
+    Names and targets are the clip table's, so that no path is opened because a run folder names it.
+
+    Parameters
+    ----------
+    audio_dir : see `infer.corpus.find_corpus`
 
     Returns
     -------
@@ -61,17 +73,20 @@ def held_out(member: Member, cache: Cache) -> JudgedClips:
 
     Raises
     ------
-    InputError : the member holds nothing out, has no such file, or belongs to another split than the cache
+    InputError : the member holds nothing out, or its file is missing, damaged, or of other clips than the cache's fold
     """
     path = Path(member.run) / f"fold{member.fold}" / "oof.npz"
     if member.fold == "none":
         raise InputError(f"{member.path}: fold none holds nothing out; choose other --folds, or labelled recordings")
-    arrays, digest = load_arrays(path), cache.index["split"]["digest"]
-    if str(arrays["split_digest"]) != digest or member.split_digest != digest:
-        raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
-    names = [name.decode() for name in arrays["clip_id"].tolist()]
-    probs = softmax(arrays["logits"] / member.temperature, axis=1)
-    return JudgedClips(names, cached_paths(cache, names), arrays["target"], probs[None, None])
+    clips, logits, _ = read_held_out(path, cache)
+    expected = np.flatnonzero(cache.clips["fold"] == int(member.fold))
+    if member.split_digest != cache.index["split"]["digest"] or not np.array_equal(np.sort(clips), expected):
+        raise InputError(f"{path}: not the clips that fold {member.fold} of {cache.folder} holds out; train it again")
+    names = [name.decode() for name in cache.clips["clip_id"][clips].tolist()]
+    folder = find_corpus(cache, names, audio_dir)
+    probs = softmax(logits / member.temperature, axis=1)
+    targets = cache.clips["target"][clips].astype(np.int64)
+    return JudgedClips(names, [str(folder / name) for name in names], targets, probs[None, None])
 
 
 def merged(judged: list[JudgedClips]) -> JudgedClips:
@@ -86,48 +101,57 @@ def merged(judged: list[JudgedClips]) -> JudgedClips:
     return JudgedClips(names.tolist(), [paths[index] for index in first], targets[first], probs[None, None])
 
 
-def labelled_recordings(members: list[Member], options: LabelledOptions) -> Recordings:
-    """The recordings of ``--input``, or those of the split "test"."""
-    if options.input:
-        return list_unheard(options.input, members, options.cache_dir)
-    return cached_test_split(members, options.cache_dir)
-
-
 def judge_labelled(
     members: list[Member],
     recordings: Recordings,
     options: EnsembleOptions,
-    device: torch.device,
+    world: World,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> JudgedClips:
-    """Judge recordings whose first folder is their label.
+    """Judge recordings whose first folder is their label, divided over the ranks; each rank gets all of it.
 
     Parameters
     ----------
+    recordings : the same on every rank
     progress : called with (clips done, clips in all)
 
     Raises
     ------
-    InputError : none readable, or labels that no member knows
+    InputError : none could be judged, or labels that no member knows
     """
     labels = recordings.labels(members[0].classes)
-    judge = Judge(members, first_views(options.tta), device)
-    batches = []
-    for batch in judge.judge(recordings.paths, options.batch_size):
-        batches.append(batch)
-        progress(min(len(batches) * options.batch_size, len(labels)), len(labels))
+    judge = Judge(members, first_views(options.tta), world.device)
+    probs = np.zeros((len(members), options.tta, len(labels), len(judge.classes)), np.float32)
+    errors, done = np.zeros(len(labels), object), 0
+    shares = [range(rank, len(labels), world.world_size) for rank in range(world.world_size)]
+    mine = shares[world.rank]
+    for judged in judge.judge([recordings.paths[index] for index in mine], options.batch_size):
+        here = mine[done : done + len(judged.errors)]
+        probs[:, :, here], errors[here] = judged.probs, judged.errors
+        done += len(here)
+        progress(min(done * world.world_size, len(labels)), len(labels))
     judge.close()
-    errors = [error for batch in batches for error in batch.errors]
-    good = np.flatnonzero([not error for error in errors])
+    for share, (said, reasons) in zip(shares, world.gather((probs[:, :, mine], errors[mine])), strict=True):
+        probs[:, :, share], errors[share] = said, reasons
+    good = np.flatnonzero(errors == "")
     if not len(good):
         raise InputError(
-            f"none of {len(errors)} recordings could be read; the first: {recordings.names[0]}: {errors[0]}"
+            f"none of {len(errors)} recordings could be judged; the first: {recordings.names[0]}: {errors[0]}"
         )
+    if len(good) < len(errors) and world.speaks:
+        first = int((errors != "").argmax())
+        print(
+            f"{len(errors) - len(good):,} of {len(errors):,} recordings could not be judged, such as "
+            f"{recordings.names[first]}: {errors[first]}",
+            file=sys.stderr,
+        )
+    if world.speaks:
+        warn_of_unread({name: error for name, error in zip(recordings.names, errors, strict=True) if error})
     return JudgedClips(
         names=[recordings.names[index] for index in good],
         paths=[recordings.paths[index] for index in good],
         targets=np.array([members[0].classes.index(labels[index]) for index in good]),
-        probs=np.concatenate([batch.probs for batch in batches], axis=2)[:, :, good],
+        probs=probs[:, :, good],
         unreadable=len(errors) - len(good),
     )
 

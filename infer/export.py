@@ -10,7 +10,7 @@ from infer.options import ExportOptions
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, export and verify."""
-    flags = parse_flags(ExportOptions, argv, prog="python -m infer.export", description=__doc__.split("\n")[0])
+    flags = parse_flags(ExportOptions, argv, prog="python -m infer.export", description=__doc__)
 
     def body() -> int:
         options = ExportOptions(**flags)

@@ -1,8 +1,8 @@
 """Exporting: write the file, run it, and keep it only if it says what predict says."""
 
-import contextlib
 import dataclasses
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,16 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from cache.cli import EXIT_OK, InputError, require
-from cache.files import atomic_path, in_folder
+from cache.files import atomic_path
+from infer.corpus import cached_test_split, unheard
 from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
-from infer.inputs import Recordings, cached_test_split, list_recordings
+from infer.inputs import Recordings, list_recordings, warn_of_unread
 from infer.members import Member, load_members, shared_clip
 from infer.options import ExportOptions
+from infer.outputs import output_path
 from infer.views import first_views
 from infer.waveform import WaveformEnsemble
-from pipeline.decode import read_clip
+from pipeline.decode import MAX_LEVEL, read_clip, reason_of
 
 TOLERANCE = 1e-3
 """Largest difference of a probability between the exported file and predict."""
@@ -51,7 +53,9 @@ def export(options: ExportOptions) -> int:
     write, load, name = _FORMATS[options.format]
     for module in ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ():
         require(module, "export")
-    output = in_folder(options.output or name)
+    output = output_path(options.output or name, options)
+    small = output.with_name(f"{output.stem}.int8{output.suffix}")
+    smaller = output_path(small, options) if options.int8 else None
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     ensemble = Ensemble(members, options.tta)
     module = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()
@@ -60,8 +64,7 @@ def export(options: ExportOptions) -> int:
         write(module, check.clips.shape[1], _metadata(members, options), temporary)
         probs = _measure(load, temporary, output.name, check, options)
         _verify(output, probs, check)
-        if options.int8:
-            smaller = output.with_name(f"{output.stem}.int8{output.suffix}")
+        if smaller:
             with atomic_path(smaller) as quantised:
                 quantise_onnx(temporary, quantised, calibration)
                 _measure(load, quantised, smaller.name, check, options)
@@ -79,32 +82,39 @@ def _metadata(members: list[Member], options: ExportOptions) -> dict[str, str]:
         "feature_digest": ",".join(dict.fromkeys(member.config.digest for member in members)),
         "members": ",".join(member.name for member in members),
         "tta": str(options.tta),
+        "not_a_recording": f"NaN for every class: of a clip with a sample that is not finite or beyond {MAX_LEVEL:g}",
     }
 
 
 def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) -> tuple[_Check, np.ndarray]:
     """What to verify on, and other clips [shape=(n, samples)] that int8 takes its ranges from."""
-    config, classes = shared_clip(members), members[0].classes
+    config = shared_clip(members)
     with tempfile.TemporaryDirectory() as folder:
         source, there = _recordings(options, members, folder)
         wanted = min(len(there.paths), options.check_clips * (2 if options.int8 else 1))
-        kept = []
+        kept, unread = [], {}
         for index in np.linspace(0, len(there.paths) - 1, wanted).round().astype(int).tolist():
-            with contextlib.suppress(InputError, OSError):
-                kept.append((there.names[index], read_clip(there.paths[index], config).samples))
+            name = there.names[index]
+            try:
+                kept.append((name, read_clip(there.paths[index], config).samples))
+            except (InputError, OSError) as error:
+                unread[name] = reason_of(error)
+    warn_of_unread(unread)
     if not kept:
         raise InputError(f"{source}: none of {wanted} recordings could be read; choose others with --check")
     read, others = (kept[::2], kept[1::2] or kept) if options.int8 else (kept, kept)
     names, clips = [name for name, _ in read], np.stack([clip for _, clip in read])
     judge = Judge(members, first_views(options.tta), torch.device("cpu"))
     started = time.perf_counter()
-    probs = np.concatenate([ensemble(batch.probs) for batch in judge.judge(clips, options.batch_size)])
+    judged = list(judge.judge(clips, options.batch_size))
+    probs = np.concatenate([ensemble(batch.probs) for batch in judged])
     speed = len(clips) / (time.perf_counter() - started)
     judge.close()
-    try:
-        targets = np.array([classes.index(label) for label in Recordings(names, names).labels(classes)])
-    except InputError:  # not a folder of <label>/ folders
-        targets = None
+    for name, error in zip(names, [error for batch in judged for error in batch.errors], strict=True):
+        if error:
+            raise InputError(f"{name}: {error}; nothing was exported: train again, with a lower --lr or --amp off")
+    paths = dict(zip(there.names, there.paths, strict=True))
+    targets = _targets(Recordings([paths[name] for name in names], names), members, source)
     titles = ("", "MB", "clips/s", "largest difference", "same label", "accuracy")
     ranges = f"; int8 took its ranges from {len(others)} others" if options.int8 else ""
     table = Table(*titles, title=f"CPU, {len(clips)} clips of {source}{ranges}")
@@ -113,17 +123,30 @@ def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) ->
     return check, np.stack([clip for _, clip in others])
 
 
+def _targets(recordings: Recordings, members: list[Member], source: str) -> np.ndarray | None:
+    """The targets of recordings that have labels and that no member was trained on, else None."""
+    classes = members[0].classes
+    try:
+        labels = recordings.labels(classes)
+    except InputError:  # not a folder of <label>/ folders
+        return None
+    try:
+        unheard(recordings, members, source)
+    except InputError as error:
+        print(f"no accuracy is shown: {error}", file=sys.stderr)
+        return None
+    return np.array([classes.index(label) for label in labels])
+
+
 def _recordings(options: ExportOptions, members: list[Member], folder: str) -> tuple[str, Recordings]:
     """Real recordings where there are any, else signals generated into `folder`."""
     if options.check or Path("data/test").is_dir():
         source = options.check or "data/test"
         return source, list_recordings(source)
     try:
-        recordings = cached_test_split(members, options.cache_dir)
-        if all(Path(path).is_file() for path in recordings.paths):
-            return "the cache's test split", recordings
-    except InputError:
-        pass
+        return "the cache's test split", cached_test_split(members, options)
+    except InputError as error:
+        print(f"no recordings to verify on: {error}", file=sys.stderr)
     import soundfile
 
     config, rng = shared_clip(members), np.random.default_rng(0)
@@ -144,6 +167,9 @@ def _measure(
     started = time.perf_counter()
     batches = np.split(check.clips, range(options.batch_size, len(check.clips), options.batch_size))
     probs = np.concatenate([run(batch) for batch in batches])
+    if not np.isfinite(probs).all():
+        worst = check.names[int(np.isnan(probs).any(axis=1).argmax())]
+        raise InputError(f"{name}: not written: of {worst} it gives probabilities that are not finite")
     _add_row(check, name, path.stat().st_size, len(probs) / (time.perf_counter() - started), probs)
     return probs
 
@@ -157,7 +183,7 @@ def _add_row(check: _Check, name: str, size: int | None, speed: float, probs: np
 
 
 def _verify(output: Path, probs: np.ndarray, check: _Check) -> None:
-    differences = np.nan_to_num(np.abs(probs - check.probs).max(axis=1), nan=np.inf)
+    differences = np.abs(probs - check.probs).max(axis=1)
     other = (differences > TOLERANCE) | (probs.argmax(axis=1) != check.probs.argmax(axis=1))
     if other.any():
         worst = int(differences.argmax())

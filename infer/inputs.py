@@ -1,16 +1,14 @@
-"""What is to be judged: recordings in a folder, in a list, or in a cache's test split."""
+"""What is to be judged: recordings in a folder or in a list."""
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
-import numpy as np
-
-from cache.cli import InputError
-from cache.index import TEST, Cache, list_caches
-from infer.members import Member
+from cache.cli import InputError, printable
 from pipeline.decode import EXTENSIONS
-from train.folds import held_back, select_fold
+from pipeline.lists import find_files, read_lines, spelling
+from pipeline.scan import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +18,8 @@ class Recordings:
     paths: list[str]
     names: list[str]
     """Relative to the input folder, with ``/``; as written in a list."""
+    note: str = ""
+    """What a list holds, to be shown."""
 
     def labels(self, known: list[str]) -> list[str]:
         """The label of each file: its first folder.
@@ -28,7 +28,9 @@ class Recordings:
         ------
         InputError : a file outside such a folder, or a label that no member knows
         """
-        labels = [name.split("/")[0] if "/" in name else "" for name in self.names]
+        spelt = {spelling(label): label for label in known}
+        folders = [name.split("/")[0] if "/" in name else "" for name in self.names]
+        labels = [spelt.get(spelling(folder), folder) for folder in folders]
         unknown = sorted(set(labels) - set(known))
         if unknown:
             raise InputError(
@@ -36,6 +38,13 @@ class Recordings:
                 f"expected <label>/ folders named {', '.join(known)}"
             )
         return labels
+
+
+def warn_of_unread(errors: dict[str, str]) -> None:
+    """Say on stderr how many recordings are not counted, and why the first is not; `errors`: name -> reason."""
+    for name, reason in list(errors.items())[:1]:
+        why = printable(f"{name}: {reason}")
+        print(f"{len(errors):,} recordings could not be read and are not counted; {why}", file=sys.stderr)
 
 
 def list_recordings(source: str) -> Recordings:
@@ -47,126 +56,21 @@ def list_recordings(source: str) -> Recordings:
     """
     path = Path(source)
     if path.is_dir():
-        links = [entry.path for entry in os.scandir(path) if entry.is_symlink() and entry.is_dir()]  # to labels
-        names = sorted(
-            os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
-            for top in (path, *links)
-            for folder, _, files in os.walk(top)
-            for name in files
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        )
+        prefix = len(os.path.join(path, ""))
+        names = sorted(e.path[prefix:] for e in walk(str(path)) if e.name.lower().endswith(EXTENSIONS))
         recordings = Recordings([str(path / name) for name in names], names)
     elif path.is_file() and path.name.lower().endswith(EXTENSIONS):
         recordings = Recordings([source], [path.name])
     elif path.is_file():
         try:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            if any("\0" in name for name in names):
-                raise ValueError("no path holds a zero byte")
-        except ValueError:
-            raise InputError(
-                f"{source}: neither a recording ({', '.join(EXTENSIONS)}) nor a text file of paths"
-            ) from None
-        recordings = Recordings(names, names)
+            names = read_lines(path)
+        except InputError as error:
+            raise InputError(f"{error}; nor is it a recording ({', '.join(EXTENSIONS)})") from None
+        paths = find_files(names, path.parent)
+        there = sum(map(os.path.lexists, paths))
+        recordings = Recordings(paths, names, f"{source}: {len(names):,} lines, {there:,} files")
     else:
         raise InputError(f"{source}: no such folder or file")
     if not recordings.paths:
         raise InputError(f"{source}: no recordings ({', '.join(EXTENSIONS)})")
     return recordings
-
-
-def list_unheard(source: str, members: list[Member], cache_dir: str) -> Recordings:
-    """Recordings as of :func:`list_recordings`, to judge members by.
-
-    Raises
-    ------
-    InputError : a member was trained on some of them, as far as the caches that are there tell
-    """
-    recordings = list_recordings(source)
-    places = np.array([os.fsencode(os.path.realpath(path)) for path in recordings.paths])
-    for member in members:
-        try:
-            cache = find_member_cache(member, cache_dir)
-        except InputError:
-            continue
-        corpus = os.fsencode(cache.index["audio_dir"])
-        training = cache.clips["clip_id"][select_fold(cache, member.fold, member.hold_back).training]
-        heard = np.isin(places, [os.path.join(corpus, name) for name in training.tolist()])
-        if heard.any():
-            raise InputError(
-                f"{source}: {member.path} was trained on {heard.sum():,} of its {len(heard):,} recordings, such as "
-                f"{recordings.names[int(heard.argmax())]}; judge it by others, or by --split oof"
-            )
-    return recordings
-
-
-def find_member_cache(member: Member, cache_dir: str) -> Cache:
-    """The cache that a member was trained from.
-
-    Raises
-    ------
-    InputError : it is not there, or holds another split by now
-    """
-    folder = next((path for path in list_caches(cache_dir) if path.name == member.config.folder_name), None)
-    if folder is None:
-        raise InputError(
-            f"{cache_dir}: the cache {member.config.folder_name} of {member.path} is not there; use --input"
-        )
-    cache = Cache(folder)
-    if cache.index["split"]["digest"] != member.split_digest:
-        raise InputError(
-            f"{folder}: not the split that {member.path} was trained on: another corpus (choose with --cache-dir), or "
-            "one that changed since (train again); or use --input"
-        )
-    return cache
-
-
-def cached_test_split(members: list[Member], cache_dir: str) -> Recordings:
-    """The clips of the split "test", as files of the corpus.
-
-    Raises
-    ------
-    InputError : there are none, or a member was trained with others
-    """
-    cache = find_member_cache(members[0], cache_dir)
-    recordings = _cached(cache, cache.clips["split"] == TEST)
-    for member in {m.split_digest: m for m in members if m.split_digest != members[0].split_digest}.values():
-        other = find_member_cache(member, cache_dir)
-        if _cached(other, other.clips["split"] == TEST).names != recordings.names:
-            raise InputError(
-                f"{member.path}: trained with another split test than {members[0].path}; use --input FOLDER of "
-                "recordings that neither was trained on"
-            )
-    if not recordings.names:
-        raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
-    return recordings
-
-
-def cached_held_back(members: list[Member], cache_dir: str) -> Recordings:
-    """The clips that no member was trained on, as files of the corpus.
-
-    Raises
-    ------
-    InputError : there are none, or the members' splits differ
-    """
-    cache = find_member_cache(members[0], cache_dir)
-    if any(member.split_digest != members[0].split_digest for member in members):
-        raise InputError("the runs were trained on different splits and hold back different clips; use --input FOLDER")
-    share = min(member.hold_back for member in members)
-    recordings = _cached(cache, held_back(cache, share))
-    if not recordings.names:
-        raise InputError(
-            f"{cache.folder}: training held no clips back (--hold-back {share:g}); use --input FOLDER of labelled "
-            "recordings that no member was trained on, or train with a larger --hold-back"
-        )
-    return recordings
-
-
-def _cached(cache: Cache, mask: np.ndarray) -> Recordings:
-    names = [name.decode() for name in cache.clips["clip_id"][mask].tolist()]
-    return Recordings(cached_paths(cache, names), names)
-
-
-def cached_paths(cache: Cache, clip_ids: list[str]) -> list[str]:
-    """Where the recordings lie that the cache was built from."""
-    return [os.path.join(cache.index["audio_dir"], clip_id) for clip_id in clip_ids]

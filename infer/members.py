@@ -1,16 +1,18 @@
 """The members of an ensemble: trained folds of one run or several."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import file_checksum
-from infer.options import trained_runs
-from train.checkpoint import load_checkpoint
+from infer.options import MemberOptions, trained_runs
+from train.checkpoint import load_checkpoint, taking_over
 from train.models import create_model
+from train.world import World
 
 
 @dataclasses.dataclass
@@ -32,6 +34,8 @@ class Member:
     """Share of the clips that no fold of the run was trained on."""
     digest: str = ""
     """SHA-256 of the checkpoint."""
+    heard: np.ndarray | None = None
+    """Contents of the clips that it was trained on, as of `train.heard`; None where the checkpoint does not say."""
 
     @property
     def name(self) -> str:
@@ -90,6 +94,25 @@ def load_members(runs: list[str], folds: str, device: torch.device) -> list[Memb
     return members
 
 
+def load_alike(options: MemberOptions, world: World) -> list[Member]:
+    """The members that the flags name, the same on every rank.
+
+    Raises
+    ------
+    InputError : as :func:`load_members`, or a checkpoint was replaced between two ranks' reading
+    """
+    members = load_members(options.run_folders, options.folds, world.device)
+    read = world.gather([(str(member.path), member.digest) for member in members])
+    for rank, theirs in enumerate(read):
+        if theirs != read[0]:
+            path = next((path for path, digest in theirs if (path, digest) not in read[0]), options.runs_dir)
+            raise InputError(
+                f"{path}: rank {rank} read another file than rank 0: it was replaced meanwhile; run this again, best "
+                "when its training has ended"
+            )
+    return members
+
+
 def shared_clip(members: list[Member]) -> FeatureConfig:
     """The configuration of the first member, whose sample rate and clip length all others must share.
 
@@ -109,11 +132,14 @@ def shared_clip(members: list[Member]) -> FeatureConfig:
 
 def _load(run: str, fold: str, device: torch.device) -> Member:
     path = Path(run) / f"fold{fold}" / "best.pt"
-    saved = load_checkpoint(path)
+    data = path.read_bytes()  # once, or the digest could be of the next epoch's
+    saved = load_checkpoint(path, data)
     options = saved["options"]
     config = FeatureConfig.from_dict(saved["features"], str(path))
-    model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
-    model.load_state_dict(saved["model"])
+    with taking_over(path):
+        model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
+        model.load_state_dict(saved["model"])
+    heard = saved.get("heard")
     model = model.to(device, memory_format=torch.channels_last).eval()
     return Member(
         run=run,
@@ -126,5 +152,6 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         model=model,
         calibrated=fold != "none" and not options.get("teacher"),
         hold_back=0.0 if fold == "none" else options.get("hold_back", 0.0),
-        digest=file_checksum(path),
+        digest=hashlib.sha256(data).hexdigest(),
+        heard=heard.numpy() if isinstance(heard, torch.Tensor) else None,
     )

@@ -54,6 +54,9 @@ class EnsembleOptions(MemberOptions):
     ensemble: str = flag("soft", "mean of probabilities, or majority vote", choices=("soft", "hard"))
     batch_size: int = flag(64, "clips in a forward pass", AT_LEAST_1)
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+    audio_dir: str | None = flag(
+        None, "the corpus, if it is no longer where the cache was built from, nor beside it", metavar="FOLDER"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

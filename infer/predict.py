@@ -12,7 +12,7 @@ from infer.options import PredictOptions
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, judge, and say where the table is."""
-    flags = parse_flags(PredictOptions, argv, prog="python -m infer.predict", description=__doc__.split("\n")[0])
+    flags = parse_flags(PredictOptions, argv, prog="python -m infer.predict", description=__doc__)
 
     def body() -> int:
         options = PredictOptions(**flags)

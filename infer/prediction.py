@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
-from cache.files import exclusive_lock, in_folder, write_atomic
+from cache.files import exclusive_lock, write_atomic
+from infer.corpus import cached_test_split
 from infer.engine import Judge
 from infer.ensemble import Ensemble
-from infer.inputs import Recordings, cached_test_split, list_recordings
-from infer.members import Member, load_members
+from infer.inputs import Recordings, list_recordings
+from infer.members import Member, load_alike
 from infer.options import PredictOptions
+from infer.outputs import output_path
 from infer.tables import csv_table
 from infer.views import first_views
 from infer.windows import HEADER, detection_rows, hop_samples, judge_windows
@@ -35,15 +37,16 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
     -------
     (files, files that could not be read, files judged as unknown) : the last two on rank 0
     """
-    members = load_members(options.run_folders, options.folds, world.device)
-    recordings = _recordings(options, members, world)
-    ensemble = Ensemble(members, options.tta, options.ensemble)
+    members = load_alike(options, world)
+    recordings, ensemble = world.decide(
+        lambda: (_recordings(options, members), Ensemble(members, options.tta, options.ensemble))
+    )
     if not ensemble.calibrated and world.speaks:
         print("confidence: too modest until you run infer.calibrate with the same --run, --folds and --tta", flush=True)
     views = first_views(options.tta)
     if options.windows:
         hop_samples(members, options)
-    output = _outputs(options, recordings)
+    output = _outputs(options)
     parts = output.with_name(f".{output.name}.parts")
     busy = f"{output}: another prediction writes here; wait for it, or choose another --output"
     with contextlib.ExitStack() as stack:
@@ -88,16 +91,11 @@ def _judge_blocks(
     judge.close()
 
 
-def _outputs(options: PredictOptions, recordings: Recordings) -> Path:
-    """The path of the predictions; InputError where a table would replace another or a recording."""
-    tables = [in_folder(path) for path in (options.output, options.probabilities, options.windows) if path]
-    there = {os.path.realpath(path) for path in tables}
-    if len(there) < len(tables):
+def _outputs(options: PredictOptions) -> Path:
+    """The path of the predictions; InputError where a table would replace another or what is read."""
+    tables = [output_path(path, options) for path in (options.output, options.probabilities, options.windows) if path]
+    if len({os.path.realpath(path) for path in tables}) < len(tables):
         raise InputError("--output, --probabilities and --windows name the same file; name several")
-    names = {os.path.basename(path) for path in there}
-    for path in (options.input, *(path for path in recordings.paths if os.path.basename(path) in names)):
-        if os.path.realpath(path) in there:
-            raise InputError(f"{path}: is to be read, so a table cannot replace it; choose another --output")
     return tables[0]
 
 
@@ -105,12 +103,14 @@ def _part(parts: Path, first: int) -> Path:
     return parts / f"{first:09d}.npz"
 
 
-def _recordings(options: PredictOptions, members: list[Member], world: World) -> Recordings:
+def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
     if options.input == "data/test" and not Path(options.input).exists():
-        if world.speaks:
-            print("data/test does not exist: judging the cache's test split", flush=True)
-        return cached_test_split(members, options.cache_dir)
-    return list_recordings(options.input)
+        print("data/test does not exist: judging the cache's test split", flush=True)
+        return cached_test_split(members, options)
+    recordings = list_recordings(options.input)
+    if recordings.note:
+        print(recordings.note, flush=True)
+    return recordings
 
 
 def _job_digest(options: PredictOptions, members: list[Member], recordings: Recordings, temperature: float) -> str:
@@ -129,23 +129,30 @@ def _job_digest(options: PredictOptions, members: list[Member], recordings: Reco
 
 
 def _keep_finished(parts: Path, job: str, *, keep: bool) -> int:
-    """Drop finished blocks, or keep them with --resume; returns how many there are.
+    """Drop finished blocks, or keep them with --resume, but for damaged ones; returns how many there are.
 
     Raises
     ------
     InputError : they are to be kept, but are another job's
     """
     note, finished = parts / "job", list(parts.glob("*.npz"))
-    if keep and finished and note.read_text() != job:
+    if keep and finished and not (note.exists() and note.read_bytes() == job.encode()):
         raise InputError(
             f"{parts}: begun with other files, members or flags; use the same, or start again without --resume"
         )
-    if not keep:
-        for path in finished:
+    for path in finished:
+        if not keep or not _is_whole(path):
             path.unlink()
-        finished = []
     write_atomic(note, job.encode())
-    return len(finished)
+    return len(list(parts.glob("*.npz")))
+
+
+def _is_whole(part: Path) -> bool:
+    try:
+        arrays = load_arrays(part)
+        return arrays["probs"].ndim == 2 and arrays["errors"].shape == arrays["probs"].shape[:1]
+    except (InputError, KeyError):
+        return False
 
 
 def _write_tables(options: PredictOptions, recordings: Recordings, classes: list[str], parts: Path) -> tuple[int, int]:
@@ -156,7 +163,7 @@ def _write_tables(options: PredictOptions, recordings: Recordings, classes: list
         matrix = stack.enter_context(csv_table(options.probabilities, ["file", *classes]))
         windows = stack.enter_context(csv_table(options.windows, HEADER))
         for first in range(0, len(recordings.paths), options.block_files):
-            arrays = load_arrays(_part(parts, first))
+            arrays = load_arrays(_part(parts, first), "judge it again with --resume")
             names = recordings.names[first : first + options.block_files]
             for name, probs, error in zip(names, arrays["probs"], arrays["errors"].tolist(), strict=True):
                 if error:

@@ -9,7 +9,7 @@ from infer.options import ReportOptions
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, judge, and write the page."""
-    flags = parse_flags(ReportOptions, argv, prog="python -m infer.report", description=__doc__.split("\n")[0])
+    flags = parse_flags(ReportOptions, argv, prog="python -m infer.report", description=__doc__)
 
     def body() -> int:
         options = ReportOptions(**flags)

@@ -14,23 +14,23 @@ import torch
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from infer.auditing import suspects
+from infer.corpus import find_member_cache, labelled_recordings
 from infer.ensemble import Ensemble
 from infer.evaluation import (
     JudgedClips,
     ensemble_figures,
     held_out,
     judge_labelled,
-    labelled_recordings,
     merged,
     out_of_fold_figures,
 )
-from infer.inputs import find_member_cache
 from infer.members import Member
 from infer.options import ReportOptions
 from infer.scoring import coverage, reliability
 from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from train.progress import read_run
+from train.world import World
 
 _SUSPECTS = 200  # clips in the list of suspected labels
 _MAX_EPOCHS = 1000  # points of a curve
@@ -95,9 +95,9 @@ class Source:
 
 
 def read_sources(
-    options: ReportOptions, members: list[Member], device: torch.device, progress
+    options: ReportOptions, members: list[Member], world: World, progress
 ) -> tuple[list[Source], list[str]]:
-    """Judge the recordings, and read what training left of the held-out clips.
+    """Judge the recordings, divided over the ranks, and read what training left of the held-out clips.
 
     Returns
     -------
@@ -110,13 +110,13 @@ def read_sources(
     sources, errors = [], []
     if options.input or options.split != "oof":
         try:
-            sources.append(_recordings(options, members, device, progress))
+            sources.append(_recordings(options, members, world, progress))
         except InputError as error:
             if options.input or options.split == "test":
                 raise
             errors.append(error)
     try:
-        sources.append(_out_of_fold(options, members))
+        sources.append(world.decide(lambda: _out_of_fold(options, members)))
     except InputError as error:
         errors.append(error)
     if not sources:
@@ -124,8 +124,9 @@ def read_sources(
     return sources, [str(error) for error in errors]
 
 
-def _recordings(options: ReportOptions, members: list[Member], device: torch.device, progress) -> Source:
-    clips = judge_labelled(members, labelled_recordings(members, options), options, device, progress)
+def _recordings(options: ReportOptions, members: list[Member], world: World, progress) -> Source:
+    recordings = world.decide(lambda: labelled_recordings(members, options))
+    clips = judge_labelled(members, recordings, options, world, progress)
     figures = ensemble_figures(members, clips, options.input or "the split test")
     names = [[member.name for member in members]] * len(clips.names)
     return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs), names)
@@ -133,7 +134,7 @@ def _recordings(options: ReportOptions, members: list[Member], device: torch.dev
 
 def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:
     cache = find_member_cache(members[0], options.cache_dir)
-    parts = [held_out(member, cache) for member in members]
+    parts = [held_out(member, cache, options.audio_dir) for member in members]
     held_out_by: dict[str, list[str]] = {}
     for member, part in zip(members, parts, strict=True):
         for name in part.names:
@@ -150,11 +151,16 @@ def read_curves(runs: list[str]) -> list[dict[str, Any]]:
         for log in read_run(Path(run)):
             entries = log.entries[:: 1 + len(log.entries) // _MAX_EPOCHS]
             keys = ("epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-            columns = {key: [entry[key] for entry in entries] for key in keys}
+            columns = {key: [_finite(entry[key]) for entry in entries] for key in keys}
             curves.append(
                 {"name": f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}", **columns}
             )
     return curves
+
+
+def _finite(value: float | None) -> float | None:
+    """The value; None, which a curve leaves out, where it is no number."""
+    return value if value is not None and np.isfinite(value) else None
 
 
 def _media(path: str, log_mel: LogMel) -> dict[str, Any]:

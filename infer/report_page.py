@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from cache.files import in_folder, write_atomic
-from infer.members import load_members
+from cache.files import write_atomic
+from infer.members import load_alike
 from infer.options import ReportOptions
+from infer.outputs import output_path
 from infer.report_data import read_curves, read_sources
 from train.world import World
 
@@ -24,15 +25,16 @@ def write_report(options: ReportOptions, world: World) -> int:
     ------
     InputError : nothing to judge, or no folder to write to
     """
-    if not world.speaks:
-        return 0
-    output, console = in_folder(options.output), Console(highlight=False, markup=False, soft_wrap=True)
-    members = load_members(options.run_folders, options.folds, world.device)
+    output = output_path(options.output, options)
+    console = Console(quiet=not world.speaks, highlight=False, markup=False, soft_wrap=True)
+    members = load_alike(options, world)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=None)
         sources, notes = read_sources(
-            options, members, world.device, lambda done, total: progress.update(task, completed=done, total=total)
+            options, members, world, lambda done, total: progress.update(task, completed=done, total=total)
         )
+    if not world.speaks:
+        return 0
     data = {
         "title": ", ".join(Path(run).name for run in options.run_folders),
         "classes": members[0].classes,

@@ -17,6 +17,7 @@ from cache.cli import InputError
 from cache.config import FeatureConfig
 from infer.members import Member, shared_clip
 from infer.views import SHIFT, SNR_DB, white_noise
+from pipeline.decode import MAX_LEVEL
 from pipeline.features import AMIN
 from pipeline.filterbank import mel_filterbank
 
@@ -121,16 +122,20 @@ class WaveformEnsemble(nn.Module):
         self.temperatures = [member.temperature for member in members]
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Probabilities (batch, classes) of clips (batch, samples) float32."""
+        """Probabilities (batch, classes) of clips (batch, samples) float32.
+
+        NaN where predict would have an error: of samples or logits that are not finite, or samples beyond all levels.
+        """
+        sound = (waveform.abs() <= MAX_LEVEL).all(dim=1)  # not of NaN
         clips = torch.cat([view(waveform, self.noise) for view in self.views])  # (views * batch, samples)
         features = [log_mel(clips) for log_mel in self.log_mels]
-        probs = [
-            (network(features[index]) / temperature).softmax(dim=1)
-            for network, index, temperature in zip(self.networks, self.features_of, self.temperatures, strict=True)
-        ]
+        logits = [network(features[index]) for network, index in zip(self.networks, self.features_of, strict=True)]
+        probs = [(each / of).softmax(dim=1) for each, of in zip(logits, self.temperatures, strict=True)]
         mean = torch.stack(probs).mean(dim=0)
         mean = mean.reshape(len(self.views), -1, mean.shape[1]).mean(dim=0)
-        if self.temperature == 1:
-            return mean
-        powers = (mean / mean.amax(dim=1, keepdim=True)) ** (1 / self.temperature)
-        return powers / powers.sum(dim=1, keepdim=True)
+        if self.temperature != 1:
+            powers = (mean / mean.amax(dim=1, keepdim=True)) ** (1 / self.temperature)
+            mean = powers / powers.sum(dim=1, keepdim=True)
+        finite = (torch.stack(logits).abs() < torch.inf).all(dim=0).all(dim=1)  # (views * batch)
+        sound = sound & finite.reshape(len(self.views), -1).all(dim=0)
+        return torch.where(sound[:, None], mean, torch.nan)

@@ -15,6 +15,7 @@ from infer.engine import Judge
 from infer.ensemble import Ensemble
 from infer.members import Member, shared_clip
 from infer.options import PredictOptions
+from pipeline.decode import reason_of
 from pipeline.stream import LoudestClip, duration_seconds, read_blocks, windows
 
 HEADER = ["file", "start_s", "end_s", "label", "confidence"]
@@ -67,7 +68,7 @@ def judge_windows(
                         spans.append((file, start, end, False))
                         yield clip
             except (InputError, OSError) as error:
-                errors[file] = str(error)
+                errors[file] = reason_of(error)
                 continue
             cut = len(loudest.samples) > 0
             spans.append((file, 0.0, 0.0 if cut else seconds, True))

@@ -12,12 +12,13 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, remove_leftovers
+from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_leftovers
 from cache.index import Cache, read_index
 from cache.shard import sidecar_path
 from pipeline import scan
 from pipeline.filterbank import mel_filterbank
 from pipeline.finish import earlier_cache, finish, plan_split
+from pipeline.lists import ClipList, read_clip_lists
 from pipeline.options import BuildOptions
 from pipeline.shard_task import ShardTask
 from pipeline.sources import Sources, content_changed, read_sources
@@ -36,6 +37,7 @@ class Summary:
     built: int
     ignored: dict[str, int]
     """Suffix → files that are no recordings."""
+    lists: list[ClipList]
     seconds: float
     new_split: bool
     """Whether there was an index before, with another split."""
@@ -56,8 +58,11 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
     started = time.monotonic()
     audio_dir = Path(options.audio_dir)
     listing, ignored = scan.scan_corpus(audio_dir)
+    lists = read_clip_lists(options, listing["clip_id"])
     config = feature_config(options)
     folder = Path(options.cache_dir) / config.folder_name
+    if lies_in(folder, [audio_dir]) or lies_in(audio_dir, [folder]):
+        raise InputError(f"{folder} and the corpus {audio_dir} must lie apart; choose another --cache-dir")
     with _writing(folder):
         sources = read_sources(folder, config)
         if len(sources.clips) and not np.isin(listing["clip_id"], sources.clips["clip_id"]).any():
@@ -70,14 +75,14 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         wanted = listing[new | (known["reason"] == b"")]
         earlier = earlier_cache(folder)
-        plan_split(options, wanted, earlier)  # refuse before any work
+        plan_split(options, wanted, earlier, lists)  # refuse before any work
         todo = listing[new]
         _check_space(folder, config, len(todo))
         built = _build_shards(plan_shards(folder, config, todo, sources, options), options, len(todo), progress)
-        finish(options, config, folder, listing, earlier)
+        finish(options, config, folder, listing, earlier, lists)
         cache = Cache(folder)
     new_split = earlier is not None and earlier.index["split"]["digest"] != cache.index["split"]["digest"]
-    return Summary(cache, built, ignored, time.monotonic() - started, new_split)
+    return Summary(cache, built, ignored, list(lists.values()), time.monotonic() - started, new_split)
 
 
 @contextlib.contextmanager

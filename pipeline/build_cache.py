@@ -9,7 +9,7 @@ from pipeline.options import BuildOptions
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, build, and say what was built."""
-    flags = parse_flags(BuildOptions, argv, prog="python -m pipeline.build_cache", description=__doc__.split("\n")[0])
+    flags = parse_flags(BuildOptions, argv, prog="python -m pipeline.build_cache", description=__doc__)
 
     def body() -> int:
         options = BuildOptions(**flags)

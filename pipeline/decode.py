@@ -1,15 +1,19 @@
 """From an audio file to a clip: decode, mono, resample, pad or crop. Used alike for the cache and for prediction."""
 
+import contextlib
 import dataclasses
+import errno
 import io
 import os
 import stat
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
+from pipeline.whole import check_whole
 
 EXTENSIONS = (".wav", ".flac", ".ogg")
 MAX_SECONDS = 600  # a longer recording is refused rather than loaded whole
@@ -31,6 +35,30 @@ class Clip:
     cropped: bool = False
     resampled: bool = False
     silent: bool = False
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever a decoder or a resampler raises is an InputError that gives the reason in one line.
+
+    Raises
+    ------
+    OSError : there is no memory for the recording; another try may succeed
+    """
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except MemoryError:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+    except Exception as error:
+        reason = getattr(error, "error_string", "") or str(error) or type(error).__name__
+        raise InputError(f"not decodable: {' '.join(reason.split())}") from None
+
+
+def reason_of(error: InputError | OSError) -> str:
+    """Why a recording cannot be read, without its name."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def read_clip(source: str | bytes, config: FeatureConfig) -> Clip:
@@ -63,6 +91,7 @@ def read_clip(source: str | bytes, config: FeatureConfig) -> Clip:
     return Clip(samples, found < wanted, found > wanted, rate != config.sample_rate, not samples.any())
 
 
+@decoding()
 def read_recording(source: str | bytes) -> tuple[np.ndarray, int]:
     """Decode a whole file to mono.
 
@@ -80,13 +109,12 @@ def read_recording(source: str | bytes) -> tuple[np.ndarray, int]:
     mono, rate = _plain_wav(data) or _decode(data)
     if not len(mono):
         raise InputError("no samples")
-    check_level(mono)
     return mono, rate
 
 
 def check_level(samples: np.ndarray) -> None:
-    """InputError where samples [shape=(n,)] are not finite, or so large that their squares would not be."""
-    if not np.abs(samples).max() <= MAX_LEVEL:
+    """InputError where samples of any shape are not finite, or so large that sums and squares would not be."""
+    if not np.abs(samples).max(initial=0) <= MAX_LEVEL:
         raise InputError(f"samples that are not finite (NaN or infinite) or beyond {MAX_LEVEL:g}")
 
 
@@ -137,13 +165,23 @@ def _plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
 def _decode(data: bytes) -> tuple[np.ndarray, int]:
     import soundfile
 
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_size(file.frames, file.channels, file.samplerate)
-            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise InputError(f"not decodable: {error.error_string.strip()}") from None
+    check_whole(lambda at, count: data[at : at + count], len(data))
+    with soundfile.SoundFile(_Content(data)) as file:
+        _check_size(file.frames, file.channels, file.samplerate)
+        # Some encodings cannot seek, and of those soundfile reads no "rest": it wants a number.
+        samples, rate = file.read(file.frames, dtype="float32", always_2d=True), file.samplerate
+    check_level(samples)
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1), rate
+
+
+class _Content(io.BytesIO):
+    """A file in memory; a seek to before its start, as damaged headers ask for, fails without a word on stderr."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return -1
 
 
 def _check_size(frames: int, channels: int, rate: int) -> None:
@@ -157,6 +195,7 @@ def _check_size(frames: int, channels: int, rate: int) -> None:
     )
 
 
+@decoding()
 def resample(samples: np.ndarray, rate: int, config: FeatureConfig) -> np.ndarray:
     """Bring mono samples from `rate` Hz to the configuration's rate: librosa's soxr_hq, without importing librosa."""
     if rate == config.sample_rate:
@@ -185,10 +224,9 @@ def read_noise(path: str, config: FeatureConfig) -> np.ndarray:
     np.ndarray [shape=(n,), dtype=float32], n >= config.samples
     """
     try:
-        samples, rate = read_recording(path)
-    except InputError as error:
-        raise InputError(f"{path}: {error}; repair or remove it") from None
-    samples = resample(samples, rate, config)
+        samples = resample(*read_recording(path), config)
+    except (InputError, OSError) as error:
+        raise InputError(f"{path}: {reason_of(error)}; repair or remove it") from None
     if not len(samples):
         raise InputError(f"{path}: too short; remove it")
     return np.tile(samples, -(-config.samples // len(samples)))

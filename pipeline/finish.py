@@ -14,6 +14,7 @@ from cache.files import write_atomic
 from cache.index import Cache, clip_dtype, write_index
 from cache.shard import remove_shard, shard_numbers
 from pipeline import scan, split
+from pipeline.lists import TESTING, VALIDATION, ClipList, spelling
 from pipeline.options import BuildOptions
 from pipeline.shard_task import FLAGS
 from pipeline.sources import read_sources
@@ -22,13 +23,18 @@ REJECTED = "rejected.csv"
 
 
 def finish(
-    options: BuildOptions, config: FeatureConfig, folder: Path, listing: np.ndarray, earlier: Cache | None
+    options: BuildOptions,
+    config: FeatureConfig,
+    folder: Path,
+    listing: np.ndarray,
+    earlier: Cache | None,
+    lists: dict[str, ClipList],
 ) -> None:
     """Write the clip table, the list of rejected clips and the index; remove shards without a living row.
 
     Parameters
     ----------
-    earlier : see :func:`plan_split`
+    earlier, lists : see :func:`plan_split`
     """
     sources = read_sources(folder, config)
     known = sources.match(listing)
@@ -36,14 +42,14 @@ def finish(
     good = (known["shard"] >= 0) & ~bad
     _write_rejected(folder / REJECTED, known[bad])
     found = known[good]
-    classes, targets, speakers, parts, folds, settings = plan_split(options, listing[good], earlier)
+    classes, targets, speakers, parts, folds, settings = plan_split(options, listing[good], earlier, lists)
     clips = np.empty(len(found), clip_dtype(listing.dtype["clip_id"].itemsize, speakers.dtype.itemsize))
     columns = (listing["clip_id"][good], speakers, targets, parts, folds, found["shard"], found["row"])
     for name, column in zip(clips.dtype.names, columns, strict=True):
         clips[name] = column
     alive = np.unique(clips["shard"]).tolist()
-    keys = ("rows", "bytes", "checksum")
-    shards = [{"number": n, **{key: sources.shards[n][key] for key in keys}} for n in alive]
+    keys = ("rows", "bytes", "checksum", "sources")
+    shards = [{"number": n, **{key: sources.shards[n][key] for key in keys if key in sources.shards[n]}} for n in alive]
     versions = {tuple(sorted(sources.shards[n]["versions"].items())) for n in alive}
     counts = {name: int(((found["flags"] >> bit) & 1).sum()) for bit, name in enumerate(FLAGS)}
     content = {
@@ -63,13 +69,14 @@ def finish(
 
 
 def plan_split(
-    options: BuildOptions, listing: np.ndarray, earlier: Cache | None
+    options: BuildOptions, listing: np.ndarray, earlier: Cache | None, lists: dict[str, ClipList]
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     """Classes, targets, speakers, split and fold of a listing, and the index's "split" entry.
 
     Parameters
     ----------
     earlier : of the same folder, whose speakers keep their folds; see :func:`earlier_cache`
+    lists : of :func:`pipeline.lists.read_clip_lists`
     """
     audio_dir, clip_ids = Path(options.audio_dir), listing["clip_id"]
     labels, targets = np.unique(scan.labels_of(clip_ids), return_inverse=True)
@@ -77,8 +84,10 @@ def plan_split(
     if len(classes) < 2:
         found = f"one label only ({classes[0]})" if classes else "no usable recording"
         raise InputError(f"{audio_dir}: {found}; a classifier needs recordings of two or more labels")
+    _check_spellings(audio_dir, classes)
     speakers = scan.speakers_of(clip_ids)
     official = options.split == "official"
+    named = {name: listed.clip_ids for name, listed in lists.items()}
     settings = {key: getattr(options, key) for key in ("split", "folds", "group_by", "seed")}
     settings["folds"] = 1 if official else options.folds
     parts, folds = split.split_clips(
@@ -86,8 +95,8 @@ def plan_split(
         targets,
         speakers,
         classes=classes,
-        test_ids=scan.read_list(audio_dir, "testing_list.txt"),
-        validation_ids=scan.read_list(audio_dir, "validation_list.txt") if official else None,
+        test_ids=named.get(TESTING, set()),
+        validation_ids=named.get(VALIDATION, set()) if official else None,
         folds=options.folds,
         group_by=options.group_by,
         seed=options.seed,
@@ -95,6 +104,18 @@ def plan_split(
     )
     settings["digest"] = split.split_digest(clip_ids, parts, folds)
     return classes, targets, speakers, parts, folds, settings
+
+
+def _check_spellings(audio_dir: Path, classes: list[str]) -> None:
+    """InputError where two labels look the same, because they differ in Unicode normalisation only."""
+    labels: dict[str, str] = {}
+    for label in classes:
+        other = labels.setdefault(spelling(label), label)
+        if other != label:
+            raise InputError(
+                f"{audio_dir}: the folders {other!a} and {label!a} are one label in two forms of Unicode; "
+                "move the recordings of one into the other"
+            )
 
 
 def earlier_cache(folder: Path) -> Cache | None:

@@ -32,6 +32,9 @@ def run_tasks(
     """
     import joblib
 
+    if backend == "loky" and joblib.effective_n_jobs(jobs) == 1:  # also where /dev/shm has no room for semaphores
+        yield from map(build_shard, tasks)
+        return
     left, deaths = {task.number: task for task in tasks}, 0
     client = _dask_client(scheduler) if backend == "dask" else None
     config = {"backend": backend, "n_jobs": jobs, **({} if client else {"inner_max_num_threads": 1})}

@@ -1,6 +1,7 @@
 """What a build shows: live progress, then a summary."""
 
 import shlex
+import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,11 +51,10 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
         f"built {summary.built:,} clips in {summary.seconds:.1f} s{speed}",
         "  " + ", ".join(f"{count:,} {name}" for name, count in counts.items()),
     ]
+    lines += [f"  {listed}" for listed in summary.lists]
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(summary.ignored.items()))
         lines.append(f"  ignored files that are no .wav, .flac or .ogg: {names}")
-    if counts["rejected"]:
-        lines.append(f"  rejected files and why: {cache.folder / REJECTED}")
     if summary.new_split:
         lines.append("  the split is another than before: runs that were trained on it are to be trained again")
     more = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
@@ -62,3 +62,8 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
     more += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
     lines.append(f"next: torchrun --nproc_per_node 1 -m train.run --fold 0{more}")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    for listed in summary.lists:
+        if listed.missing:
+            print(f"{listed.name}: {len(listed.missing):,} lines name no clip: {listed.missing[0]}, …", file=sys.stderr)
+    if counts["rejected"]:
+        print(f"{counts['rejected']:,} files were rejected; why: {cache.folder / REJECTED}", file=sys.stderr)

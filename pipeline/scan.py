@@ -1,9 +1,9 @@
-"""Listing a corpus: its clips, its official lists and its background recordings."""
+"""Listing a corpus: its clips and its background recordings."""
 
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,22 +37,22 @@ def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
         )
     parts, found, ignored = [], [], {}
     prefix = len(os.fsencode(os.path.join(audio_dir, "")))
-    labels = [e for e in os.scandir(audio_dir) if e.is_dir() and not e.name.startswith(("_", "."))]
-    for label in labels:
-        for entry in _walk(label.path):
-            if not entry.name.lower().endswith(EXTENSIONS):
-                suffix = os.path.splitext(entry.name)[1].lower() or "no suffix"
-                ignored[suffix] = ignored.get(suffix, 0) + 1
-                continue
-            name = os.fsencode(entry.path)[prefix:]
-            try:
-                status = entry.stat()
-                found.append((name, status.st_size, status.st_mtime_ns))
-            except OSError:  # a link to nowhere: decoding will say so
-                found.append((name, -1, -1))
-            if len(found) == _PART:
-                parts.append(_listing(audio_dir, found))
-                found.clear()
+    for entry in walk(str(audio_dir), skipped=("_", ".")):
+        name = os.fsencode(entry.path)[prefix:]
+        if b"/" not in name:  # beside the labels, as the corpus's lists
+            continue
+        if not entry.name.lower().endswith(EXTENSIONS):
+            suffix = os.path.splitext(entry.name)[1].lower() or "no suffix"
+            ignored[suffix] = ignored.get(suffix, 0) + 1
+            continue
+        try:
+            status = entry.stat()
+            found.append((name, status.st_size, status.st_mtime_ns))
+        except OSError:  # a link to nowhere: decoding will say so
+            found.append((name, -1, -1))
+        if len(found) == _PART:
+            parts.append(_listing(audio_dir, found))
+            found.clear()
     if not parts and not found:
         raise InputError(f"{audio_dir}: no recordings; expected {audio_dir}/<label>/*{{{','.join(EXTENSIONS)}}}")
     listing = np.concatenate([*parts, _listing(audio_dir, found)])
@@ -71,14 +71,40 @@ def _listing(audio_dir: Path, found: list[tuple[bytes, int, int]]) -> np.ndarray
     return np.array(found, [("clip_id", f"S{width}"), ("size", "<i8"), ("mtime_ns", "<i8")])
 
 
-def _walk(folder: str):
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith(("_", ".")):
-                    yield from _walk(entry.path)
-            elif (entry.is_symlink() or entry.is_file()) and not entry.name.startswith("."):
-                yield entry
+def walk(top: str, *, skipped: tuple[str, ...] = ()) -> Iterator[os.DirEntry]:
+    """Everything below a folder that is no folder, but for names that begin with a dot; in no order.
+
+    Links to folders are followed, except to a folder that they lie in.
+
+    Parameters
+    ----------
+    skipped : how the names of folders begin that are left out
+
+    Raises
+    ------
+    OSError : a folder cannot be read
+    """
+    waiting = [(top, (_identity(os.stat(top)),))]
+    while waiting:
+        folder, above = waiting.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not _is_folder(entry):
+                    if not entry.name.startswith("."):
+                        yield entry
+                elif not entry.name.startswith(skipped) and (here := _identity(entry.stat())) not in above:
+                    waiting.append((entry.path, (*above, here)))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: reading it will say so
+        return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def from_names(function: Callable[[bytes], bytes], names: np.ndarray) -> np.ndarray:
@@ -95,12 +121,6 @@ def labels_of(clip_ids: np.ndarray) -> np.ndarray:
 def speakers_of(clip_ids: np.ndarray) -> np.ndarray:
     """The speaker of each clip_id, from ``<8 hex>_nohash_<n>``; empty where the name carries none."""
     return from_names(lambda name: match[1] if (match := _SPEAKER.search(name)) else b"", clip_ids)
-
-
-def read_list(audio_dir: Path, name: str) -> set[bytes]:
-    """The clip_ids in ``testing_list.txt`` or ``validation_list.txt``; empty where there is no such file."""
-    path = Path(audio_dir) / name
-    return {line.strip() for line in path.read_bytes().splitlines()} if path.exists() else set()
 
 
 def noise_files(audio_dir: Path) -> list[Path]:

@@ -55,12 +55,12 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
         names = [name.decode() for name in task.listing["clip_id"].tolist()]
         loaded = [_load(task, name) for name in names]
         clips = [(name, samples) for name, (samples, *_) in zip(names, loaded, strict=True) if samples is not None]
+        _, hashes, flags, reasons = zip(*loaded, strict=True)
         entry: dict[str, Any] = {"rows": 0, "bytes": 0, "checksum": ""}
         if clips:
-            entry = write_shard(
-                task.folder, task.number, task.config, [name for name, _ in clips], _render(task, clips)
-            )
-        _, hashes, flags, reasons = zip(*loaded, strict=True)
+            heard = [name for name, _ in clips]
+            read = hashlib.sha256("\0".join([*names, *hashes]).encode()).hexdigest()
+            entry = write_shard(task.folder, task.number, task.config, heard, _render(task, clips), read)
         sources = {key: task.listing[key].tolist() for key in ("size", "mtime_ns")}
         sources |= {"clip_id": names, "sha256": hashes, "flags": flags, "reason": reasons}
         content = {"digest": task.config.digest, **entry, "versions": library_versions(), "clips": sources}
@@ -76,7 +76,7 @@ def _stop_if_orphan() -> None:
 
 def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]:
     """Decode one file; returns samples or None, content hash, flag bits, and the reason of a refusal or ""."""
-    from pipeline.decode import read_clip, read_file
+    from pipeline.decode import read_clip, read_file, reason_of
 
     digest = ""
     try:
@@ -86,7 +86,7 @@ def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]
     except InputError as error:
         return None, digest or "-", 0, str(error)
     except OSError as error:
-        return None, digest, 0, error.strerror or str(error)
+        return None, "", 0, reason_of(error)  # without a hash: the next build tries it again
     return clip.samples, digest, sum(getattr(clip, name) << bit for bit, name in enumerate(FLAGS)), ""
 
 

@@ -4,13 +4,15 @@ A window holds the samples that `pipeline.decode.read_clip` would give for the s
 :class:`LoudestClip` the samples that it gives for the whole recording.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from pipeline.decode import MAX_CHANNELS, RATES, check_level, open_recording
+from pipeline.decode import MAX_CHANNELS, RATES, check_level, decoding, open_recording
+from pipeline.whole import check_whole
 
 _BLOCK = 1 << 16  # frames
 
@@ -20,8 +22,9 @@ def duration_seconds(path: str) -> float:
     import soundfile
 
     try:
-        found = soundfile.info(open_recording(path))
-    except (soundfile.LibsndfileError, InputError, OSError):
+        with decoding():
+            found = soundfile.info(open_recording(path))
+    except (InputError, OSError):
         return 0.0
     return found.frames / found.samplerate
 
@@ -35,26 +38,26 @@ def read_blocks(path: str, config: FeatureConfig) -> Iterator[np.ndarray]:
 
     Raises
     ------
-    InputError : non-finite, undecodable or absurd content; the message does not repeat the file's name
+    InputError : non-finite, undecodable, cut or absurd content; the message does not repeat the file's name
+    OSError : the file cannot be read
     """
     import soundfile
     import soxr
 
-    try:
-        with soundfile.SoundFile(open_recording(path)) as file:
-            rate = file.samplerate
-            if not RATES[0] <= rate <= RATES[1] or file.channels > MAX_CHANNELS:
-                raise InputError(f"{file.channels} channels at {rate} Hz; expected at most {MAX_CHANNELS}, {RATES} Hz")
-            same = rate == config.sample_rate
-            resampler = None if same else soxr.ResampleStream(rate, config.sample_rate, 1, "float32", "HQ")
-            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-                mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-                check_level(mono)
-                yield resampler.resample_chunk(mono) if resampler else mono
-            if resampler:
-                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-    except soundfile.LibsndfileError as error:
-        raise InputError(f"not decodable: {error.error_string.strip()}") from None
+    handle = open_recording(path)
+    with decoding(), soundfile.SoundFile(handle) as file:  # which closes the handle, also where it cannot read it
+        check_whole(lambda at, count: os.pread(handle, count, at), os.fstat(handle).st_size)
+        rate = file.samplerate
+        if not RATES[0] <= rate <= RATES[1] or file.channels > MAX_CHANNELS:
+            raise InputError(f"{file.channels} channels at {rate} Hz; expected at most {MAX_CHANNELS}, {RATES} Hz")
+        same = rate == config.sample_rate
+        resampler = None if same else soxr.ResampleStream(rate, config.sample_rate, 1, "float32", "HQ")
+        while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+            check_level(block)
+            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+            yield resampler.resample_chunk(mono) if resampler else mono
+        if resampler:
+            yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def windows(blocks: Iterable[np.ndarray], length: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:

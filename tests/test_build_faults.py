@@ -3,14 +3,16 @@
 import contextlib
 import os
 import random
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import checksums, only_cache, start, write_corpus
+from conftest import ROOT, checksums, only_cache, start, write_corpus
 
 from cache.check import check_cache
 from tests.forked import GUARD_SECONDS, Forked
@@ -216,3 +218,18 @@ def test_too_little_space_is_refused_before_the_start(audio, tmp_path):
         assert process.returncode == 2
         assert "0.1 GB needed, 0.0 GB free" in output
         assert not list(only_cache(tmp_path).glob("shard-*"))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_shared_memory_that_cannot_be_written(tmp_path, jobs):
+    """Without semaphores a build works in one process, whatever the number of jobs."""
+    write_corpus(tmp_path / "audio", ["yes", "no"])
+    flags = ["--audio-dir", tmp_path / "audio", "--cache-dir", tmp_path, "--jobs", jobs, *FLAGS]
+    command = shlex.join([sys.executable, "-m", "pipeline.build_cache", *map(str, flags)])
+    sealed = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs -o ro tmpfs /dev/shm || exit 77; {command}"]
+    done = subprocess.run(sealed, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip("no permission to mount a file system over /dev/shm")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "built 16 clips" in done.stdout

@@ -4,18 +4,22 @@ import ctypes
 import dataclasses
 import os
 import random
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import info, verify
 from cache.check import check_cache
-from cache.cli import InputError
+from cache.cli import InputError, describe_error
 from cache.config import FeatureConfig
 from cache.files import atomic_path, read_sealed, write_sealed
 from cache.index import INDEX, Cache, clip_dtype, find_cache, write_index
@@ -25,13 +29,15 @@ from cache.shard import map_shard, shard_path, sidecar_path, write_shard, write_
 CONFIG = FeatureConfig(n_mels=5, n_frames=4, num_views=2)
 
 
-def write_cache(folder: Path, config: FeatureConfig, shards: list[np.ndarray]) -> np.ndarray:
+def write_cache(
+    folder: Path, config: FeatureConfig, shards: list[np.ndarray], sources: str | None = None
+) -> np.ndarray:
     """Write a whole cache around some rows; returns its clip table."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [[f"word{i % 2}/é{number}-{i}.wav" for i in range(len(rows))] for number, rows in enumerate(shards)]
     entries = []
     for number, rows in enumerate(shards):
-        entry = write_shard(folder, number, config, names[number], iter(rows))
+        entry = write_shard(folder, number, config, names[number], iter(rows), sources)
         write_sidecar(folder, number, {"digest": config.digest, **entry})
         entries.append({"number": number, **entry})
     clips = np.zeros(sum(map(len, shards)), clip_dtype(40, 8))
@@ -46,7 +52,7 @@ def write_cache(folder: Path, config: FeatureConfig, shards: list[np.ndarray]) -
             "config": dataclasses.asdict(config),
             "digest": config.digest,
             "classes": ["word0", "word1"],
-            "split": {"split": "kfold", "group_by": "none", "digest": ""},
+            "split": {"split": "kfold", "group_by": "none", "folds": 1, "digest": ""},
             "counts": {"rejected": 0},
             "audio_dir": "audio",
             "shards": entries,
@@ -251,6 +257,90 @@ def test_a_clip_table_that_points_outside_is_refused(written):
     write_index(written, clips, content)
     with pytest.raises(InputError, match="points outside the shards"):
         Cache(written)
+
+
+def test_a_late_reader_never_sees_a_rebuilt_shard(written):
+    """Where a shard was made again from other recordings, of equal size and number, its old index refuses it."""
+    for sources in (None, "1" * 64):
+        write_cache(written, CONFIG, [random_rows(4), random_rows(4, seed=1)], sources)
+        early, late = Cache(written), Cache(written)
+        kept = early.features(1)
+        shutil.rmtree(written)
+        write_cache(written, CONFIG, [random_rows(4, seed=2), random_rows(4, seed=3)], "2" * 64)
+        assert np.array_equal(kept, random_rows(4, seed=1))
+        with pytest.raises(InputError, match="rebuilt since the cache was opened; run the same command again"):
+            late.features(1)
+        index = read_sealed(written / INDEX)
+        index["shards"] = late.index["shards"]
+        write_sealed(written / INDEX, {key: value for key, value in index.items() if key != "checksum"})
+        with pytest.raises(InputError, match="not the rows that the index lists; rebuild"):
+            Cache(written, check_shards=False).features(1)
+        shutil.rmtree(written)
+
+
+def test_a_cache_that_is_rebuilt_while_it_is_opened(written, monkeypatch):
+    """An index that is replaced, with its files, before they are opened is read again instead of called damaged."""
+    import cache.index as index
+
+    def read_then_rebuild(folder: Path) -> dict:
+        content = read_index(folder)
+        monkeypatch.setattr(index, "read_index", read_index)
+        shutil.rmtree(written)
+        write_cache(written, CONFIG, [random_rows(3), random_rows(5)])
+        return content
+
+    read_index = index.read_index
+    monkeypatch.setattr(index, "read_index", read_then_rebuild)
+    assert Cache(written).clips["shard"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+CUT = """
+import os, sys, threading
+from pathlib import Path
+import numpy as np
+from cache.index import Cache
+from cache.shard import shard_path
+
+cache, out = Cache(sys.argv[1]), np.empty((8, 5, 4), np.float16)
+gathered = [np.arange(8), np.zeros(8, int), out]
+cache.gather(*gathered)
+os.truncate(shard_path(cache.folder, 1) if sys.argv[2] == "shard" else next(cache.folder.glob("clips-*")), 0)
+thread = threading.Thread(target=cache.gather, args=gathered)
+thread.start()
+thread.join()
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("what", ["shard", "clip table"])
+def test_a_file_that_is_cut_short_while_it_is_mapped(written, what):
+    """Reading on ends with status 2 and one line that names the file, in whatever thread: no SIGBUS, no wrong rows."""
+    done = subprocess.run([sys.executable, "-c", CUT, written, what], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done
+    name = "shard-00001.h5" if what == "shard" else "clips-"
+    assert done.stderr.startswith(f"error: {written}/{name}")
+    assert "cut short or unreadable while in use; check it with python -m cache.verify" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_more_shards_than_files_may_be_open(written):
+    """A mapped shard holds one descriptor; where none is left, the error says so and does not blame the shard."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cache, open_now = Cache(written), len(os.listdir("/proc/self/fd"))
+    cache.features(0)
+    assert len(os.listdir("/proc/self/fd")) == open_now + 1
+    free = os.dup(0)
+    os.close(free)
+    for left in (0, 1):  # HDF5 needs another while it looks at the layout
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, before[1]))
+        try:
+            with pytest.raises(OSError) as caught:  # noqa: PT011 - what it says is checked below
+                cache.features(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        expected = f"{shard_path(written, 1)}: Too many open files; raise the limit with ulimit -n"
+        assert describe_error(caught.value) == expected
+    assert len(cache.features(1)) == 4
 
 
 def test_every_flipped_byte_is_found(written):

@@ -5,6 +5,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from infer.export import main
 from infer.members import Member
 from infer.views import VIEWS, first_views
 from infer.waveform import GRAPH_VIEWS, GraphLogMel, WaveformEnsemble
-from pipeline.decode import read_clip
+from pipeline.decode import MAX_LEVEL, read_clip
 from pipeline.features import LogMel
 from tests.conftest import RATE, ROOT, synthesise
 from tests.words_run import RUN, WORDS
@@ -142,6 +143,33 @@ def test_fifteen_lines_without_the_project_judge_alike(here: Path, exported: Pat
     assert len([line for line in script.read_text().splitlines() if line]) <= 15
 
 
+def answers_nan_for_what_is_no_recording(judge: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A clip with a sample that predict would refuse gives NaN for every class; its neighbours do not notice."""
+    clips = np.stack([synthesise(word % 3, 20, word) for word in range(8)])
+    clips[7] = 0
+    spoilt = clips.copy()
+    for clip, sample in enumerate((np.nan, np.inf, -np.inf, 2 * MAX_LEVEL, -2 * MAX_LEVEL)):
+        spoilt[clip, 1000 * clip] = sample
+    spoilt[5] = np.nan
+    before, after = judge(clips), judge(spoilt)
+    assert np.isfinite(before).all()
+    assert np.isnan(after[:6]).all()
+    np.testing.assert_allclose(after[6:], before[6:], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.int8.onnx"])
+def test_onnx_answers_nan_for_what_is_no_recording(exported: Path, name: str, tmp_path: Path, runtime) -> None:
+    """Not with probabilities like silence's; the metadata and docs/run_onnx.py say what it means."""
+    session = runtime.InferenceSession(str(exported.with_name(name)))
+    answers_nan_for_what_is_no_recording(lambda clips: session.run(None, {"waveform": clips})[0])
+    about = session.get_modelmeta().custom_metadata_map["not_a_recording"]
+    assert about == "NaN for every class: of a clip with a sample that is not finite or beyond 2.14748e+09"
+    soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan, np.float32), RATE, subtype="FLOAT")
+    script = [sys.executable, "-I", ROOT / "docs/run_onnx.py", exported, tmp_path / "nan.wav"]
+    done = subprocess.run(list(map(str, script)), capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/nan.wav (not a finite recording) nan\n"
+
+
 def test_int8_quantises_the_networks_only(exported: Path, recordings: Path, runtime) -> None:
     """The int8 variant is smaller, every dequantised weight belongs to a network, and words are still recognised."""
     import onnx
@@ -170,6 +198,8 @@ def test_torch_format_says_what_predict_says(here: Path, recordings: Path) -> No
         single = torch.cat([module(torch.from_numpy(clip[None])) for clip in clips]).numpy()
         assert np.abs(module(torch.from_numpy(clips)).numpy() - expected).max() <= 1e-3
     assert np.abs(single - expected).max() <= 1e-3
+    answers_nan_for_what_is_no_recording(lambda clips: module(torch.from_numpy(clips)).detach().numpy())
+    assert "not_a_recording" in json.loads(about["metadata.json"])
     assert json.loads(json.loads(about["metadata.json"])["classes"]) == sorted([*WORDS, "noise"])
 
 

@@ -105,6 +105,24 @@ def test_votes() -> None:
     assert hard_vote(probs[:2]).max() == 1
 
 
+def test_tied_votes_go_to_the_higher_mean_however_close() -> None:
+    """Of classes with as many votes that of the higher mean wins, by one step of float32 too, wherever it stands."""
+    from infer.ensemble import hard_vote
+
+    rng = np.random.default_rng(0)
+    for members in (2, 4, 10):
+        probs = np.zeros((members, 1, 300, 5), np.float32)
+        for clip in range(300):
+            first, second = rng.permutation(5)[:2]
+            probs[: members // 2, 0, clip, first] = probs[members // 2 :, 0, clip, second] = 0.6
+            probs[-1, 0, clip, second] = np.nextafter(np.float32(0.6), np.float32(clip % 2))
+        exact = probs[:, 0].astype(np.float64).sum(axis=0)
+        shares = hard_vote(probs)
+        assert (shares.argmax(axis=1) == exact.argmax(axis=1)).all()
+        assert (shares.max(axis=1) == 0.5).all()
+        assert hard_vote(probs[:, :, :, ::-1]).argmax(axis=1).tolist() == (4 - exact.argmax(axis=1)).tolist()
+
+
 def test_ranks_give_the_bytes_of_one_process(trained: Path, tmp_path: Path) -> None:
     """Under torchrun with two ranks the table is identical to one process's, over several blocks of files."""
     audio = trained / "data/audio"

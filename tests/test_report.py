@@ -20,7 +20,7 @@ from infer.report import main
 from infer.report_data import Source
 from infer.report_page import embed, fill_template
 from infer.scoring import coverage, reliability
-from tests.conftest import RATE, SMALL, write_corpus
+from tests.conftest import RATE, SMALL, synthesise, write_corpus
 from tests.forked import command
 
 WORDS = ["<img src=x onerror=alert(1)>", "a'b\"&amp;c\u2028d", "no"]  # labels that must not act
@@ -128,9 +128,9 @@ def test_nothing_in_the_data_ends_the_script_or_leaves_the_page(page: Path) -> N
 
 def test_input_folder_and_unreadable_recordings(trained: Path, tmp_path: Path) -> None:
     """A folder of <label>/ folders is judged instead of the test split; file names may hold anything."""
-    shutil.copytree(trained / "data/audio/no", tmp_path / "own/no")
-    source = next((tmp_path / "own/no").iterdir())
-    source.rename(source.with_name("<b onclick='alert(1)'>\u2028&.wav"))
+    (tmp_path / "own/no").mkdir(parents=True)
+    for n, name in enumerate(["<b onclick='alert(1)'>\u2028&.wav", *(f"{n}.wav" for n in range(1, 16))]):
+        soundfile.write(tmp_path / "own/no" / name, synthesise(2, 20, n), RATE)
     (tmp_path / "own/no/empty.wav").touch()
     flags = ["--input", str(tmp_path / "own"), "--output", str(tmp_path / "report.html"), "--tta", "1"]
     assert main([*where(trained), *flags]) == 0

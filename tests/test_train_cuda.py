@@ -102,7 +102,9 @@ def test_compiled_step_is_the_plain_one(tiny: Cache) -> None:
 def test_out_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
     """What does not fit the device ends with one line that says what to do."""
     assert run_in_world("cuda", lambda world: torch.empty(1 << 48, device=world.device)) == 2
-    assert capsys.readouterr().err == "error: out of memory on cuda:0; use a smaller --batch-size\n"
+    line = capsys.readouterr().err
+    assert line.startswith("error: out of memory on cuda:0 (OutOfMemoryError: CUDA out of memory.")
+    assert line.endswith("); use a smaller --batch-size\n")
 
 
 def test_nccl(tiny: Cache, tmp_path: Path) -> None:

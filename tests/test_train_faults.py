@@ -6,11 +6,11 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from train_helpers import (
     Ranks,
@@ -25,24 +25,35 @@ from train_helpers import (
     workers_of,
 )
 
+from cache.cli import InputError
 from cache.index import Cache
 from cache.shard import shard_path
 from tests.forked import GUARD_SECONDS, Forked, Halt
 from train.data import clips_of_step
-from train.folds import select_fold
+from train.engine import Trainer
+from train.folds import Fold, select_fold
+from train.options import TrainOptions
+from train.world import World
 
 
-def _poison(weights: Path) -> None:
-    state = timm.create_model("test_resnet", num_classes=10).state_dict()
-    state["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
-    torch.save(state, weights)
+def _copy_with_nan(tiny: Path, tmp_path: Path, choose: Callable[[Fold], np.ndarray]) -> Cache:
+    """Copy the cache to ``cache/`` and overwrite the rows of some clips of fold 0 with NaN."""
+    shutil.copytree(tiny, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    cache = Cache(folder)
+    for entry in cache.clips[choose(select_fold(cache, "0"))]:
+        row, path = cache.features(entry["shard"])[entry["row"]].copy(), shard_path(folder, entry["shard"])
+        with open(path, "r+b") as file:
+            file.seek(path.read_bytes().find(row.tobytes()))
+            file.write(np.full(row.size, np.nan, np.float16).tobytes())
+    return cache
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_loss_that_is_never_finite(count: int, flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+def test_loss_that_is_never_finite(count: int, tiny: Path, flags: tuple, fold: Path, tmp_path: Path) -> None:
     """Steps are skipped and counted; after 20 in a row the run stops and says which checkpoint is good."""
-    _poison(tmp_path / "nan.pt")
-    more = ("--epochs", "9", "--weights", tmp_path / "nan.pt")
+    _copy_with_nan(tiny, tmp_path, lambda fold: fold.training)
+    more = ("--epochs", "9", "--cache-dir", tmp_path / "cache")
     statuses, output = run(*flags, *more, count=count, log=tmp_path / "log")
     assert statuses == [2] * count, output
     message = only_error(output)
@@ -52,20 +63,34 @@ def test_loss_that_is_never_finite(count: int, flags: tuple[str, ...], fold: Pat
     assert torch.load(fold / "last.pt", weights_only=True)["state"]["step"] == 18
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_held_out_clip_that_is_not_finite(count: int, tiny: Path, flags: tuple[str, ...], tmp_path: Path) -> None:
+    """A damaged row among the held-out clips ends the run on all ranks with a line that names the clip, not a loss."""
+    cache = _copy_with_nan(tiny, tmp_path, lambda fold: fold.validation[3:4])
+    name = cache.clips["clip_id"][select_fold(cache, "0").validation[3]].decode()
+    statuses, output = run(*flags, "--cache-dir", tmp_path / "cache", count=count, log=tmp_path / "log")
+    assert statuses == [2] * count, output
+    assert f"the features of {name} are not finite; look for damage with python -m cache.verify" in only_error(output)
+    assert "validation loss" not in output
+
+
+def test_model_that_is_not_finite(tiny: Path) -> None:
+    """Logits that overflow, of sound rows, are no figure either: the line names a clip and the precision."""
+    (folder,) = tiny.iterdir()
+    cache = Cache(folder)
+    options = TrainOptions(model="test_resnet", batch_size=12, amp="off")
+    trainer = Trainer(options, World(0, 0, 1, torch.device("cpu")), cache, select_fold(cache, "0"))
+    torch.nn.init.constant_(trainer.ema.get_classifier().bias, torch.inf)
+    name = cache.clips["clip_id"][select_fold(cache, "0").validation[0]].decode()
+    with pytest.raises(InputError, match=f"{name}: the logits of this and 19 other .* not finite in float32 .* --lr"):
+        trainer.validate()
+
+
 def test_one_clip_that_is_not_finite(tiny: Path, flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
     """A poisoned clip on one rank: both skip the step and count it, and everything that is kept stays finite."""
-    shutil.copytree(tiny, tmp_path / "cache")
-    (folder,) = (tmp_path / "cache").iterdir()
-    cache = Cache(folder)
+    cache = _copy_with_nan(tiny, tmp_path, lambda fold: fold.training[17:18])
     training = select_fold(cache, "0").training
     clip = training[17]
-    path = shard_path(folder, cache.clips["shard"][clip])
-    rows = cache.features(cache.clips["shard"][clip])
-    nbytes = rows[0].nbytes
-    offset = path.read_bytes().find(rows[cache.clips["row"][clip]].tobytes())
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(np.full(nbytes // 2, np.nan, np.float16).tobytes())
     more = ("--cache-dir", tmp_path / "cache", "--epochs", "6", "--ema", "0.9")
     statuses, output = run(*flags, *more, count=2, log=tmp_path / "log")
     assert statuses == [0, 0], output

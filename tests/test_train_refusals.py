@@ -4,10 +4,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import start
@@ -22,8 +20,6 @@ from train_helpers import (
     state_of,
     torchrun,
 )
-
-from train.world import run_in_world
 
 
 @pytest.mark.parametrize(
@@ -50,13 +46,6 @@ def test_refused(more: list[str], expected: str, flags: tuple[str, ...], fold: P
     assert status == 2, output
     assert re.search(expected, only_error(output))
     assert not (fold / "last.pt").exists()
-
-
-@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
-def test_out_of_memory(allocate: Callable, capsys: pytest.CaptureFixture[str]) -> None:
-    """What does not fit into memory ends with one line that says what to do."""
-    assert run_in_world("cpu", lambda world: allocate(1 << 48)) == 2
-    assert capsys.readouterr().err == "error: out of memory on cpu; use a smaller --batch-size\n"
 
 
 def test_batch_that_does_not_divide_over_ranks(flags: tuple[str, ...]) -> None:

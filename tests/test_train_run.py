@@ -28,6 +28,7 @@ from train_helpers import (
 from cache.index import Cache
 from tests.forked import Halt
 from train.models import create_model
+from train.run import main
 
 VALIDATION_CLIPS = 20  # of a fold of the tiny cache; 80 train: 6 steps of 12 clips per epoch
 
@@ -262,6 +263,18 @@ def test_patience(flags: tuple[str, ...], tmp_path: Path) -> None:
         assert len(lines) < 40
         assert len(lines) - 1 - ranked.index(max(ranked)) == patience
         assert "is finished" in run(*flags, *more, "--patience", patience, log=tmp_path / "log")[1]
+
+
+def test_a_run_keeps_its_precision(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that began in float32 goes on in it on a CPU that has instructions for bf16."""
+    for able, patience, expected in ((False, 1, "epoch   2"), (True, 0, "resuming at epoch 3")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able}, raising=False)
+        assert main([*TINY, *flags, "--lr", "1e-9", "--warmup-epochs", "0", "--patience", str(patience)]) == 0
+        output = capsys.readouterr().out
+        assert expected in output
+        assert "1 x cpu, float32" in output
 
 
 @pytest.mark.long

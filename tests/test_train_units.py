@@ -1,9 +1,12 @@
 """The parts of training, each against a reference or its defining property."""
 
 import math
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +21,18 @@ from timm.utils import ModelEmaV3
 
 from cache.cli import InputError, parse_flags
 from cache.index import Cache, find_cache
+from cache.memory import poisoned_memory
+from tests.train_helpers import build_tiny_cache, free_port
 from train import recipes
-from train.augment import mixup, spec_augment, time_roll
+from train.augment import default_mixup, mixup, spec_augment, time_roll
 from train.data import Batches, clips_of_step
-from train.engine import ema_decay, lr_at
+from train.engine import Trainer, ema_decay, lr_at
 from train.folds import select_fold
 from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions, options_from
-from train.precision import amp_dtype, training_dtype
-from train.world import World
+from train.precision import amp_dtype, find_wrong_layer, training_dtype
+from train.world import World, run_in_world
 
 CPU = torch.device("cpu")
 
@@ -157,6 +162,13 @@ def test_mixup() -> None:
     assert weight.mean() == pytest.approx(1 - betainc(1.2, 0.2, 0.5), abs=0.02)  # E max(b, 1 - b) of Beta(0.2, 0.2)
 
 
+def test_mixup_follows_from_the_length_of_a_training() -> None:
+    """Short trainings have none of it, long ones 0.2, and it never falls as a training gets longer."""
+    assert default_mixup(1080) < 0.02, "at 0.2 it cost 1.2 points there"
+    assert [default_mixup(heard) for heard in (0, 500, 2160, 5400, 53_000)] == [0, 0, 0.2, 0.2, 0.2]
+    assert (np.diff([default_mixup(heard) for heard in range(0, 3000, 50)]) >= 0).all()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses_are_torchs(smoothing: float) -> None:
     """On soft targets with smoothing they are torch's own losses, mixed targets included."""
@@ -216,13 +228,70 @@ def test_unknown_names_list_the_known() -> None:
 def test_precision_on_a_cpu(able: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Training takes bf16 where the CPU has instructions for it, but for depthwise convolutions; prediction never."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    cpu, expected = torch.device("cpu"), torch.bfloat16 if any(able.values()) else None
+    expected = torch.bfloat16 if any(able.values()) else None
     for name in ("resnet10t", "dla60_res2next", "test_vit"):
-        assert training_dtype("auto", create_model(name, 2, (64, 64)), cpu) == expected
-    assert training_dtype("off", create_model("resnet10t", 2, (64, 64)), cpu) is None
+        assert precision_of(name) == expected
+    assert precision_of("resnet10t", amp="off") is None
     for name in ("efficientnet_b0", "convnext_atto", "mobilenetv4_conv_small"):
-        assert training_dtype("auto", create_model(name, 2, (64, 64)), cpu) is None
-    assert amp_dtype("auto", cpu) is None
+        assert precision_of(name) is None
+    assert amp_dtype("auto", CPU) is None
+
+
+def precision_of(name: str, size: int = 32, amp: str = "auto", world: World | None = None) -> torch.dtype | None:
+    model = create_model(name, 2, (size, size))
+    return training_dtype(TrainOptions(amp=amp), model, world or World(0, 0, 1, CPU), (size, size))
+
+
+def bf16_gradient_is_wrong() -> bool:
+    """Whether this CPU gets a 3x3 convolution of stride 2 over a 1x1 map wrong (see docs/design.md)."""
+    conv, gradients = torch.nn.Conv2d(64, 64, 3, 2, 1), []
+    with poisoned_memory():
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                y = conv(torch.ones(2, 64, 1, 1))
+            gradients += torch.autograd.grad(y.float().sum(), conv.weight)
+    return not torch.allclose(*gradients, rtol=0.1, atol=0.1)
+
+
+def test_bf16_is_only_chosen_where_it_is_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model with a layer that the CPU gets wrong trains in float32 and says so; asked for, bf16 is refused."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    wrong = bf16_gradient_is_wrong()
+    for name in ("test_resnet", "resnet10t", "regnety_002"):  # each ends with such a layer at 16 mels x 16 frames
+        assert precision_of(name, 16) == (None if wrong else torch.bfloat16)
+        assert ("float32, not bf16" in capsys.readouterr().err) == wrong
+    if wrong:
+        with pytest.raises(InputError, match=r"--amp bf16: .*of layer4.0.conv1 .Conv2d over 192 x 1 x 1. wrong"):
+            precision_of("test_resnet", 16, "bf16")
+
+
+class Unwritten(torch.nn.Linear):
+    """A layer whose output in bf16 depends on memory that nobody wrote."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y + torch.empty_like(y) if y.dtype == torch.bfloat16 else y
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_reading_unwritten_memory_is_found(memory_format: torch.memory_format) -> None:
+    """A layer that would be right whenever its memory happens to be zero is found, and named."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), Unwritten(8 * 36, 4))
+    assert find_wrong_layer(model, (8, 8), memory_format) == "2 (Unwritten over 288)"
+    model[2] = torch.nn.Linear(8 * 36, 4)
+    assert find_wrong_layer(model, (8, 8), memory_format) is None
+
+
+@pytest.mark.parametrize("other", [(False, None), (True, "conv1")])
+def test_ranks_train_in_one_precision(other: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another rank's CPU has no bf16, or gets a layer wrong, all ranks take float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    world = World(0, 0, 2, CPU)
+    monkeypatch.setattr(world, "gather", lambda mine: [mine, other])
+    assert precision_of("test_resnet", world=world) is None
+    assert precision_of("test_resnet") is torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["test_vit", "twins_svt_small"])  # refused when called, and when built
@@ -320,3 +389,53 @@ def test_batches_are_the_rows_of_the_cache(tiny: Path, monkeypatch: pytest.Monke
         ]
         assert torch.equal(features[:, 0], torch.from_numpy(np.stack(rows)))
         assert chosen.tolist() == clips.tolist()
+
+
+def _count_broadcasts(rank: int, port: int, cache_dir: str, counts: multiprocessing.SimpleQueue) -> None:
+    """Body of one of two ranks: names of the collectives of three steps, and then of a validation."""
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in world.items()})
+
+    def body(world: World) -> int:
+        cache = Cache(find_cache(cache_dir, 32, 32))
+        options = TrainOptions(model="test_resnet", batch_size=12, amp="off")
+        trainer = Trainer(options, world, cache, select_fold(cache, "0"))
+        batches = trainer.batches.steps(0, 6)
+        for _ in range(3):  # the second one arranges the gradients' buckets anew, and broadcasts how
+            trainer.train_step(*next(batches))
+        for work in (lambda: [trainer.train_step(*batch) for batch in batches], trainer.validate):
+            with torch.profiler.profile() as profile:
+                work()
+            names = [event.key for event in profile.key_averages() if event.key.startswith("gloo:")]
+            counts.put((rank, names))
+        return 0
+
+    run_in_world("cpu", body)
+
+
+def test_no_step_broadcasts(tmp_path: Path) -> None:
+    """Steps of two ranks reduce their gradients and broadcast nothing; a validation broadcasts BatchNorm's buffers."""
+    build_tiny_cache(tmp_path)
+    fork = multiprocessing.get_context("forkserver")
+    counts, port = fork.SimpleQueue(), free_port()
+    ranks = [fork.Process(target=_count_broadcasts, args=(r, port, str(tmp_path / "cache"), counts)) for r in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    found = [counts.get() for _ in range(4)]
+    for rank in (0, 1):
+        steps, validation = (names for who, names in found if who == rank)
+        assert steps == ["gloo:all_reduce"]
+        assert "gloo:broadcast" in validation
+
+
+def test_streams_of_a_step_differ() -> None:
+    """What a step draws for dropout, augmentation, the epoch's order and the views never comes from one stream."""
+    trainer = types.SimpleNamespace(options=TrainOptions(), step=0, world=World(0, 0, 1, CPU), _generator=seeded())
+    for trainer.step in range(3):
+        Trainer._seed_step(trainer)
+        assert not torch.equal(torch.rand(8), torch.rand(8, generator=trainer._generator))
+        order = np.random.default_rng([0, trainer.step]).integers(0, 4, 64)
+        assert not np.array_equal(clips_of_step(np.arange(64), 4, 64, 0, trainer.step)[1], order)

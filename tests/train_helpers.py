@@ -20,6 +20,7 @@ from tests.forked import GUARD_SECONDS, Forked, Halt, free_port, start, world
 __all__ = ["free_port"]  # for the test files
 TIMING = ("seconds", "clips_per_second")  # of metrics.jsonl: differ from run to run
 TINY = ("--n-mels", "32", "--model", "test_resnet", "--epochs", "3", "--batch-size", "12", "--device", "cpu")
+TINY += ("--mixup", "0.2", "--spec-augment", "0.15")  # so that resuming has all streams to continue
 
 
 def build_tiny_cache(folder: Path) -> Path:

@@ -29,7 +29,7 @@ def clips_of_step(training: np.ndarray, num_views: int, batch_size: int, seed: i
     """
     epoch, position = divmod(step, len(training) // batch_size)
     order = _order(len(training), seed, epoch)[position * batch_size : (position + 1) * batch_size]
-    views = np.random.default_rng([seed, epoch, position]).integers(0, num_views, batch_size)
+    views = np.random.default_rng([seed, epoch, position, 1]).integers(0, num_views, batch_size)  # [s, e, 0] is [s, e]
     return training[order], views
 
 
@@ -51,15 +51,20 @@ class Batches:
     training : clip indices
     batch_size : global
     seed : of order and views
+    resident : "auto", or "off" for a fold that never lives on the device
     """
 
-    def __init__(self, world: World, cache: Cache, training: np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, world: World, cache: Cache, training: np.ndarray, batch_size: int, seed: int, resident: str = "auto"
+    ) -> None:
         if len(training) < batch_size:
             raise InputError(f"--batch-size {batch_size} is larger than the {len(training)} training clips; reduce it")
         self._cache, self._training, self._seed = cache, training, seed
         self._batch_size, self._local = batch_size, world.split(batch_size)
         self._first, self._device = world.rank * self._local, world.device
-        self._resident = self._load_resident() if world.device.type == "cuda" else None
+        self._resident = self._load_resident() if world.device.type == "cuda" and resident == "auto" else None
+        if self.resident:
+            world.memory_advice = "use --resident off, or a smaller --batch-size"
         self._reads_ahead = self._resident is None and cache.bytes > _physical_memory()
 
     @property

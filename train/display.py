@@ -44,7 +44,8 @@ class Display:
         self.line(
             f"fold {record.fold_name}: {record.options.model} ({parameters:.1f} M parameters), {labels} labels, "
             f"{len(fold.training):,} training and {len(fold.validation):,} validation clips {place}{kept}, "
-            f"{trainer.world.world_size} x {trainer.world.device.type}, {precision} -> {record.folder}"
+            f"{trainer.world.world_size} x {trainer.world.device.type}, {precision}, "
+            f"mixup {trainer.options.mixup:.2g} -> {record.folder}"
         )
         self.progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
         self._first_step, self._started = trainer.step, time.monotonic()

@@ -5,6 +5,8 @@ continues from any step as if it had never stopped.
 """
 
 import copy
+import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cache.cli import InputError
 from cache.index import Cache
-from train.augment import batch_augment
+from train.augment import batch_augment, default_mixup
 from train.data import Batches, held_out_batches
 from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
@@ -25,6 +27,9 @@ from train.precision import autocast, choose_memory_format, training_dtype
 from train.teacher import teacher_probs
 from train.world import World
 
+# DDP's flag for not broadcasting BatchNorm's statistics in every step, and its name before torch 2.13
+_SYNC = "forward_sync_buffers"
+_SYNC = _SYNC if _SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
 MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run stops; fp16's scale settles in fewer
 
 
@@ -52,10 +57,14 @@ class Trainer:
     """
 
     def __init__(self, options: TrainOptions, world: World, cache: Cache, fold: Fold) -> None:
-        self.options, self.world, self.cache, self.fold = options, world, cache, fold
-        self.batches = Batches(world, cache, fold.training, options.batch_size, options.seed)
+        self.world, self.cache, self.fold = world, cache, fold
+        self.batches = Batches(world, cache, fold.training, options.batch_size, options.seed, options.resident)
         self.steps_per_epoch = len(fold.training) // options.batch_size
         self.total_steps = options.epochs * self.steps_per_epoch
+        if options.mixup is None:
+            heard = self.total_steps * options.batch_size / len(cache.classes)
+            options = dataclasses.replace(options, mixup=default_mixup(heard))
+        self.options = options
         self.step = 0
         if options.loss not in LOSSES:
             raise InputError(f"unknown loss {options.loss!r}; known: {', '.join(LOSSES)}")
@@ -86,7 +95,7 @@ class Trainer:
             )
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-        self.dtype = training_dtype(options.amp, model, device)
+        self.dtype = training_dtype(options, model, world, size)
         self.memory_format = choose_memory_format(options, model, world, size, self.dtype)
         self.model = model.to(device, memory_format=self.memory_format)
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None
@@ -101,8 +110,10 @@ class Trainer:
         self._forward: torch.nn.Module = self.model
         if world.world_size > 1:
             on_device = [device.index] if device.type == "cuda" else None
-            self._forward = DistributedDataParallel(self.model, device_ids=on_device, gradient_as_bucket_view=True)
-            self._forward.broadcast_buffers = False  # not in every step: validate() does it
+            world.broadcast(self._buffers)  # once here and in validate(), not in every step
+            self._forward = DistributedDataParallel(
+                self.model, device_ids=on_device, gradient_as_bucket_view=True, **{_SYNC: False}
+            )
         if options.compile:
             self._forward = torch.compile(self._forward)
         self._generator = torch.Generator(device)
@@ -150,10 +161,10 @@ class Trainer:
         loss = keep_hardest(losses, self.options.ohem)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
-        (found,) = self.scaler._found_inf_per_device(self.optimizer).values()  # before update(), which forgets it
+        taken = next(iter(self.optimizer.state.values()))["step"]  # the fused optimiser counts only the steps it took
+        skipped = self.step + 1 - taken > self.skipped[0]
         self.scaler.update(None if self.dtype == torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        skipped = found > 0
         torch.where(skipped, self._buffers_before, self._buffers, out=self._buffers)
         correct = (logits.detach().argmax(dim=1) == targets).double().sum()
         seen = torch.stack([losses.detach().double().sum(), correct, torch.full_like(correct, len(losses))])
@@ -181,10 +192,11 @@ class Trainer:
         return self._peeked
 
     def _seed_step(self) -> None:
-        rank = self.world.rank
-        seed = int(np.random.SeedSequence([self.options.seed, self.step, rank]).generate_state(1, np.uint64)[0] >> 1)
-        torch.manual_seed(seed)
-        self._generator.manual_seed(seed)
+        """Seed what the model draws (dropout, drop path) and, differently, what the augmentation draws."""
+        entropy = np.random.SeedSequence([self.options.seed, self.step, self.world.rank])
+        model, augmentation = (entropy.generate_state(2, np.uint64) >> 1).tolist()
+        torch.manual_seed(model)
+        self._generator.manual_seed(augmentation)
 
     def validate(self) -> dict[str, np.ndarray] | None:
         """Judge every held-out clip once, by the moving average of the weights, over all ranks.
@@ -193,6 +205,10 @@ class Trainer:
         -------
         dict on rank 0, else None : ``clip`` (n,) indices into the clip table, ``logits`` (n, classes) float32,
             ``target`` (n,) int64, sorted by clip
+
+        Raises
+        ------
+        InputError : on all ranks, where a logit is not finite; names the clip
         """
         model = self.evaluated().eval()
         self.world.broadcast(self._averages[-1])  # BatchNorm's statistics: each rank has seen other clips
@@ -205,12 +221,32 @@ class Trainer:
                 logits.append(model(x).float().cpu())
         self.model.train()
         parts = self.world.gather((np.concatenate(clips), torch.cat(logits).numpy()))
+        clip, judged = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(clip)
+        clip, judged = clip[order], judged[order]
+        self._refuse(clip[~np.isfinite(judged).all(axis=1)])
         if not self.world.speaks:
             return None
-        clip = np.concatenate([part[0] for part in parts])
-        order = np.argsort(clip)
-        target = self.cache.clips["target"][clip[order]].astype(np.int64)
-        return {"clip": clip[order], "logits": np.concatenate([part[1] for part in parts])[order], "target": target}
+        return {"clip": clip, "logits": judged, "target": self.cache.clips["target"][clip].astype(np.int64)}
+
+    def _refuse(self, clips: np.ndarray) -> None:
+        """End the run where held-out clips have logits that are not finite: no figure of theirs would be right."""
+        if not len(clips):
+            return
+        shape = (len(clips), self.cache.config.n_mels, self.cache.config.n_frames)
+        rows = self.cache.gather(clips, np.zeros(len(clips), np.int64), np.empty(shape, np.float16))
+        damaged = clips[~np.isfinite(rows).all(axis=(1, 2))]
+        name = self.cache.clips["clip_id"][[*damaged, *clips][0]].decode()
+        if len(damaged):
+            raise InputError(
+                f"{self.cache.folder}: the features of {name} are not finite; look for damage with "
+                f"python -m cache.verify --cache-dir {self.cache.folder}, and build the cache again"
+            )
+        precision = str(self.dtype or torch.float32).removeprefix("torch.")
+        raise InputError(
+            f"{name}: the logits of this and {len(clips) - 1} other held-out clips are not finite in {precision} after "
+            f"step {self.step}; train under another --name with a lower --lr, or --amp off"
+        )
 
     def evaluated(self) -> torch.nn.Module:
         """The model that is validated and saved: the moving average where there is one."""

@@ -1,6 +1,7 @@
 """The live view of a run: one line per fold, with the course of its validation accuracy."""
 
 import itertools
+import math
 import time
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from cache.cli import printable
 from train.progress import FoldLog, read_run
 
 _BARS = "▁▂▃▄▅▆▇█"
+_PLAIN = str.maketrans(_BARS, "_.-:=+*#")  # for consoles that have no such characters
 _FIXED_WIDTH = 72  # of all columns but the sparkline
 
 
@@ -19,19 +22,20 @@ def watch(run: str, *, once: bool, seconds: float) -> int:
     """Show a run; live until Ctrl-C on a terminal, once elsewhere; returns the exit status."""
     console = Console(highlight=False, markup=False, emoji=False)
     if once or not console.is_terminal:
-        console.print(_table(run, console.width))
+        console.print(_table(run, console))
         return 0
-    with Live(_table(run, console.width), console=console, auto_refresh=False) as live:
+    with Live(_table(run, console), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(seconds)
-                live.update(_table(run, console.width), refresh=True)
+                live.update(_table(run, console), refresh=True)
         except KeyboardInterrupt:
             return 0
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """Values as bars from the lowest to the highest of them; the mean of neighbours where there are too many."""
+    """Finite values as bars from the lowest to the highest; the mean of neighbours where there are too many."""
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
     count = min(len(values), width)
@@ -41,14 +45,15 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(_BARS[round((mean - low) / span * (len(_BARS) - 1))] for mean in means)
 
 
-def _table(run: str, width: int) -> Table:
-    table = Table(title=Path(run).name, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+def _table(run: str, console: Console) -> Table:
+    table = Table(title=printable(Path(run).name), box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in ("fold", "epoch", "loss", "acc", "val\nloss", "val\nacc", "best\n(epoch)", "lr", "clips/s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("val\nacc", no_wrap=True)
     table.add_column("age", no_wrap=True)
     for log in read_run(Path(run)):
-        table.add_row(*_cells(log, max(6, min(40, width - _FIXED_WIDTH))))
+        cells = _cells(log, max(6, min(40, console.width - _FIXED_WIDTH)))
+        table.add_row(*(cell.translate(_PLAIN) if console.options.ascii_only else cell for cell in cells))
     return table
 
 
@@ -56,7 +61,7 @@ def _cells(log: FoldLog, width: int) -> list[str]:
     if not log.entries:
         return [log.fold, f"0/{log.epochs or '?'}", *[""] * 8, _age(log)]
     last, best, judged = log.entries[-1], log.best, ["", "", ""]
-    if best:
+    if best and last["val_accuracy"] is not None:
         best_epoch = f"{best['val_accuracy']:.4f} ({best['epoch']})"
         judged = [f"{last['val_loss']:.3f}", f"{last['val_accuracy']:.4f}", best_epoch]
     accuracies = [entry["val_accuracy"] for entry in log.entries if entry["val_accuracy"] is not None]

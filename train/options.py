@@ -7,7 +7,8 @@ from cache.cli import Flags, InputError, flag
 from train.recipes import RECIPES
 
 # flags that a resumed run may change; the cache's digests stand for its own
-_FREE = "cache_dir cache n_mels width fold runs_dir name recipe device checkpoint_minutes patience tensorboard".split()
+_FREE = "cache_dir cache n_mels width fold runs_dir name recipe device resident".split()
+_FREE += "checkpoint_minutes patience tensorboard".split()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,13 @@ class TrainOptions(Flags):
     balance: float = flag(0.0, "weigh classes by their number of clips to minus this (1: all classes alike)", (0, 2))
     teacher: str | None = flag(None, "also learn from what this run's folds said out of fold", metavar="RUN")
     teacher_share: float = flag(0.5, "share of the target that is the teacher's probabilities", (0, 1))
-    mixup: float = flag(0.2, "alpha of mixup (0: off)", (0, 100))
-    spec_augment: float = flag(0.15, "largest share of mels, and of frames, that a mask hides (0: off)", (0, 0.9))
+    mixup: float | None = flag(
+        None,
+        "alpha of mixup (0: off; default: 0.2, less where a label is heard under 2,000 times)",
+        (0, 100),
+        type=float,
+    )
+    spec_augment: float = flag(0.0, "largest share of mels, and of frames, that a mask hides (0: off)", (0, 0.9))
     time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)", (0, 0.5))
     ema: float = flag(0.999, "decay of the weights' average, which is validated and saved (0: off)", (0, 0.999999))
     hold_back: float = flag(0.02, "share of the clips, by speaker, kept from all folds for infer.calibrate", (0, 0.5))
@@ -43,6 +49,7 @@ class TrainOptions(Flags):
     amp: str = flag("auto", "mixed precision", choices=("auto", "bf16", "fp16", "off"))
     memory_format: str = flag("auto", "memory format", choices=("auto", "contiguous", "channels_last"))
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+    resident: str = flag("auto", "keep a fold on the GPU if half of the free memory suffices", choices=("auto", "off"))
     compile: bool = flag(False, "compile the model with torch.compile")
     patience: int = flag(0, "stop after this many epochs without a better validation (0: never)", (0, 10_000))
     checkpoint_minutes: float = flag(10.0, "minutes between checkpoints within an epoch", (0, 100_000))

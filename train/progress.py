@@ -10,6 +10,8 @@ from typing import Any
 from cache.cli import InputError
 
 _FOLD = re.compile(r"fold(\d+|none)")
+_NUMBERS = ("epoch", "lr", "train_loss", "train_accuracy", "clips_per_second")
+_JUDGED = ("val_loss", "val_accuracy")  # None where nothing was held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,21 @@ def _read_fold(folder: Path) -> FoldLog:
         written = metrics.stat().st_mtime
     except FileNotFoundError:
         entries, written = [], folder.stat().st_mtime
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{metrics}: not readable as JSON lines ({error}); train this fold again") from None
+    for number, entry in enumerate(entries, 1):
+        if not _is_entry(entry):
+            raise InputError(f"{metrics}: line {number} is not what training writes; train this fold again")
     epochs = None
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # not there yet, or cut
+    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):  # or not there yet
         epochs = json.loads(config.read_bytes())["options"]["epochs"]
-    return FoldLog(folder.name.removeprefix("fold"), entries, epochs, written)
+    return FoldLog(folder.name.removeprefix("fold"), entries, epochs if type(epochs) is int else None, written)
+
+
+def _is_entry(line: Any) -> bool:
+    """Whether a line of metrics.jsonl is an object with all numbers that are shown; NaN and infinity are numbers."""
+    if not isinstance(line, dict):
+        return False
+    judged = [line.get(key) for key in _JUDGED]
+    values = [*map(line.get, _NUMBERS), *(judged if judged != [None, None] else [])]
+    return all(type(value) is float or (type(value) is int and abs(value) < 1 << 63) for value in values)

@@ -8,6 +8,8 @@ v0.01). A recipe sets defaults only: an explicit flag wins.
 
 from typing import Any
 
+from cache.cli import run_main
+
 _BASE = {"model": "res2next50", "epochs": 40}
 _AT_224 = {**_BASE, "n_mels": 224}
 _CHOSEN_LAST = {**_AT_224, "model": "dla60_res2next"}
@@ -15,7 +17,7 @@ _NARROW = {"n_mels": 64, "width": 32, "epochs": 40}
 
 _ON_CPU = {
     **{"n_mels": 32, "batch_size": 64, "lr": 4e-3, "warmup_epochs": 1.0},
-    **{"loss": "binary", "balance": 0.5, "spec_augment": 0.0},
+    **{"loss": "binary", "balance": 0.5},
 }
 _FAST = {**_ON_CPU, "model": "resnet10t", "epochs": 20, "mixup": 0.2}
 
@@ -57,6 +59,10 @@ _LADDER = (  # recipe, how its folds are used, reported accuracy
 
 def main() -> int:
     """Print the ladder."""
+    return run_main(_print_ladder)
+
+
+def _print_ladder() -> int:
     from rich.console import Console
     from rich.table import Table
 
@@ -67,7 +73,7 @@ def main() -> int:
     table.add_column("reported accuracy")
     for name, use, accuracy in _LADDER:
         settings = "\n".join(f"{key}={value}" for key, value in RECIPES[name].items())
-        table.add_row(name, settings, use, f"{accuracy:.5f}" if accuracy else "–")
+        table.add_row(name, settings, use, f"{accuracy:.5f}" if accuracy else "-")
     Console().print(table)
     return 0
 

@@ -69,6 +69,7 @@ class Record:
         self.options, self.cache, self.fold_name = options, cache, fold_name
         self.folder = run_folder(options, fold_name)
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "loss": 0.0}
+        self.heard: torch.Tensor | None = None  # see train.heard
 
     def load(self) -> dict[str, Any] | None:
         """Read last.pt, if there is one.
@@ -132,7 +133,7 @@ class Record:
 
     def save_last(self, state: dict[str, Any], epochs: int) -> None:
         """Write last.pt: the trainer's state, and how many lines of metrics.jsonl belong to it."""
-        content = {**self._identity(), "best": self.best, "state": state, "epochs_logged": epochs}
+        content = {**self._identity(), "heard": self.heard, "best": self.best, "state": state, "epochs_logged": epochs}
         save_checkpoint(self.folder / "last.pt", content)
 
     def keep_if_better(self, entry: dict[str, Any], judged: dict[str, np.ndarray], model: torch.nn.Module) -> bool:
@@ -151,8 +152,8 @@ class Record:
             classes=np.array(identity["classes"]),
         )
         temperature = fit_temperature(judged["logits"], judged["target"])
-        content = {**identity, "best": self.best, "temperature": temperature, "model": model.state_dict()}
-        save_checkpoint(self.folder / "best.pt", content)
+        content = {**identity, "heard": self.heard, "best": self.best, "temperature": temperature}
+        save_checkpoint(self.folder / "best.pt", {**content, "model": model.state_dict()})
         return True
 
     def log(self, entry: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from train.options import TrainOptions, options_from
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, join the other ranks, train."""
-    flags = parse_flags(TrainOptions, argv, prog="python -m train.run", description=__doc__.split("\n")[0])
+    flags = parse_flags(TrainOptions, argv, prog="python -m train.run", description=__doc__)
 
     def body() -> int:
         options = options_from(flags)

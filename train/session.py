@@ -11,10 +11,12 @@ import torch
 
 from cache.cli import InputError
 from cache.index import Cache
+from train.checkpoint import taking_over
 from train.display import Display
 from train.engine import MAX_SKIPPED, Trainer
 from train.events import open_events, write_epoch
 from train.folds import select_fold
+from train.heard import heard_contents, own_checkpoint
 from train.options import TrainOptions
 from train.record import Record, opened_for_writing
 from train.world import ABORT, CONTINUE, SAVE, STOP, Agreement, StopSignal, World
@@ -47,13 +49,17 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
             display.line(f"fold {fold_name} is finished: {record.describe_best()} ({record.folder})")
             return 0
         if saved:  # its weights replace those that the run began with
-            memory_format = saved["state"]["memory_format"]
-            options = dataclasses.replace(options, memory_format=memory_format, weights=None, pretrained=False)
+            kept = {"memory_format": saved["state"]["memory_format"], "weights": None, "pretrained": False}
+            if world.device.type == "cpu" and saved["state"].get("amp") == "None":
+                kept["amp"] = "off"  # a run that has begun in float32 goes on in it
+            options = dataclasses.replace(options, **kept)
         trainer = Trainer(options, world, cache, fold)
         if saved:
-            trainer.restore(saved["state"])
+            with taking_over(record.folder / "last.pt"):
+                trainer.restore(saved["state"])
             display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
         if world.speaks:
+            record.heard = heard_contents(cache, fold.training, [saved] if saved else own_checkpoint(options.weights))
             record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
             record.write_config(world)
         del saved
@@ -129,8 +135,8 @@ class _Session:
     def _end_epoch(self) -> None:
         """Validate, log, save."""
         trainer, world = self.trainer, self.world
+        sums = torch.stack(world.gather(trainer.sums.cpu())).sum(dim=0).tolist()  # waits for the device's last step
         seconds = time.monotonic() - self._epoch_started
-        sums = torch.stack(world.gather(trainer.sums.cpu())).sum(dim=0).tolist()
         trainer.sums.zero_()
         self.display.validating()
         judged = trainer.validate()
@@ -172,4 +178,5 @@ class _Session:
         state = self.trainer.state()
         if self.world.speaks:
             self.record.save_last(state, self.trainer.epoch)
+        self.world.barrier()  # none ends, and so seems dead, while rank 0 still writes
         self._saved_at = time.monotonic()

@@ -7,7 +7,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.index import TRAIN, Cache
 from train.calibration import fit_temperature
-from train.checkpoint import load_arrays
+from train.held_out import read_held_out
 
 
 def teacher_probs(run: str, cache: Cache) -> np.ndarray:
@@ -27,22 +27,17 @@ def teacher_probs(run: str, cache: Cache) -> np.ndarray:
 
     Raises
     ------
-    InputError : a fold is missing or belongs to another split, or the split holds only some clips out
+    InputError : a fold is missing, damaged or of another split, or the split holds only some clips out
     """
     from scipy.special import softmax  # see train/calibration.py
 
     probs = np.zeros((len(cache.clips), len(cache.classes)), np.float32)
-    order = np.argsort(cache.clips["clip_id"])
     for fold in range(cache.index["split"]["folds"]):
         path = Path(run) / f"fold{fold}" / "oof.npz"
         if not path.exists():
             raise InputError(f"--teacher: {path} is not there; the teacher needs all folds: train.run --fold all")
-        arrays = load_arrays(path)
-        if str(arrays["split_digest"]) != cache.index["split"]["digest"] or arrays["classes"].tolist() != cache.classes:
-            raise InputError(f"--teacher: {path} belongs to another split than {cache.folder}; train the teacher again")
-        clips = order[np.searchsorted(cache.clips["clip_id"], arrays["clip_id"], sorter=order)]
-        logits = arrays["logits"]
-        probs[clips] = softmax(logits / fit_temperature(logits, arrays["target"]), axis=1)
+        clips, logits, targets = read_held_out(path, cache)
+        probs[clips] = softmax(logits / fit_temperature(logits, targets), axis=1)
     if not probs[cache.clips["split"] == TRAIN].any(axis=1).all():
         raise InputError(f"--teacher: the split of {cache.folder} holds only some clips out; it needs --split kfold")
     return probs

@@ -19,7 +19,7 @@ class WatchOptions(Flags):
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and show the run until Ctrl-C."""
-    flags = parse_flags(WatchOptions, argv, prog="python -m train.watch", description=__doc__.split("\n")[0])
+    flags = parse_flags(WatchOptions, argv, prog="python -m train.watch", description=__doc__)
 
     def body() -> int:
         options = WatchOptions(**flags)

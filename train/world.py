@@ -1,5 +1,6 @@
 """The ranks of a run: who I am, on which device, and how ranks agree, fail and stop together."""
 
+import atexit
 import contextlib
 import ctypes
 import dataclasses
@@ -7,6 +8,7 @@ import datetime
 import json
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -14,16 +16,22 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cache.cli import EXIT_ERROR, InputError
+from cache.cli import EXIT_ERROR, InputError, describe_error
 from cache.memory import keep_freed_memory
 
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|Unable to allocate")  # CUDA's, torch's and NumPy's words
-_LOST_RANK = re.compile("gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe")
-_GRACE_SECONDS = 20  # torchrun kills a worker 30 s after asking it to stop
+# what torch raises as a plain RuntimeError where memory runs out
+_NO_MEMORY = re.compile(
+    "CU(DNN|BLAS)_STATUS_ALLOC_FAILED|CUDA error: out of memory|DefaultCPUAllocator: can't allocate"
+)
+# what gloo, whose errors are plain RuntimeErrors, and NCCL say where a peer is gone
+_PEER_GONE = re.compile("(?is)gloo.*(connection|peer|pipe|timed? ?out)|ncclRemoteError|remote process exited")
+_GRACE_SECONDS = 20  # of silence, after which a rank is taken for dead; torchrun kills 30 s after asking to stop
+_BEAT_SECONDS = 2  # between the signs of life that a rank gives
 CONTINUE, SAVE, STOP, ABORT = range(4)  # what ranks agree on after a step
 
 
@@ -36,6 +44,8 @@ class World:
     world_size: int
     device: torch.device
     store: dist.Store | None = None
+    memory_advice: str = "use a smaller --batch-size"
+    """What helps where the device's memory does not suffice."""
 
     @property
     def speaks(self) -> bool:
@@ -64,6 +74,19 @@ class World:
         values: list = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def decide(self, choose: Callable[[], Any]) -> Any:
+        """What rank 0 chooses, or the expected error that it meets, on every rank (plain types and dataclasses)."""
+        chosen = None
+        if self.speaks:
+            try:
+                chosen = choose()
+            except (InputError, OSError) as error:
+                chosen = error
+        chosen = self.gather(chosen)[0]
+        if isinstance(chosen, Exception):
+            raise chosen
+        return chosen
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -108,8 +131,9 @@ class Agreement:
 class StopSignal:
     """Remembers SIGTERM and SIGINT until the end of the step; a second one takes its usual effect.
 
-    With several ranks a rank may be stuck in a collective when the signal comes (its peer is dead): then a thread ends
-    the process after a grace period.
+    With several ranks a rank may be stuck in a collective when the signal comes, because a peer is dead. So each rank
+    gives signs of life, and ends itself where it was asked to stop and a peer has been silent for a grace period. A
+    validation or a save may take as long as it likes.
     """
 
     def __init__(self, world: World) -> None:
@@ -120,19 +144,49 @@ class StopSignal:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
             signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+            watch = threading.Thread(target=_watch, args=(world, reader), daemon=True)
+            watch.start()
+            atexit.register(_end_watch, watch, writer)
 
     def _remember(self, number: int, frame: object) -> None:
         self.number = number
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    @staticmethod
-    def _watch(reader: int) -> None:
-        while (number := os.read(reader, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
-            pass
-        time.sleep(_GRACE_SECONDS)
-        os._exit(128 + number)
+
+def _watch(world: World, reader: int) -> None:
+    """Body of the thread that gives signs of life, and ends this process after a signal where a peer gives none."""
+    asked: int | None = None
+    heard: dict[int, tuple[int | None, float]] = {}  # by rank: its last count of beats, and when it came
+    while True:
+        if select.select([reader], [], [], _BEAT_SECONDS)[0]:
+            received = os.read(reader, 1)
+            if not received:
+                return
+            asked = received[0] if received[0] in (signal.SIGTERM, signal.SIGINT) else asked
+        _beat(world, world.rank, 1)
+        for peer in range(world.world_size if asked else 0):
+            count, now = _beat(world, peer, 0), time.monotonic()
+            before, since = heard.setdefault(peer, (count, now))
+            if count != before:
+                heard[peer] = (count, now)
+            elif now - since > _GRACE_SECONDS:
+                os._exit(128 + asked)
+
+
+def _end_watch(watch: threading.Thread, writer: int) -> None:
+    """End the thread before the interpreter does: within a call of the store that would be a crash."""
+    signal.set_wakeup_fd(-1)
+    os.close(writer)
+    watch.join(_BEAT_SECONDS)
+
+
+def _beat(world: World, rank: int, more: int) -> int | None:
+    """Add to a rank's count of beats and read it; None where the store is gone, and with it whoever held it."""
+    try:
+        return world.store.add(f"alive/{rank}", more)
+    except RuntimeError:
+        return None
 
 
 def run_in_world(
@@ -156,14 +210,32 @@ def run_in_world(
         with _process_group(world, device, patience):
             return body(world)
     except (InputError, OSError) as error:
-        return _show(world, f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
+        return _show(world, describe_error(error))
     except Exception as error:
-        if _NO_MEMORY.search(str(error)):
-            return _show(world, f"out of memory on {world.device}; use a smaller --batch-size")
-        if isinstance(error, dist.DistError) or (world.world_size > 1 and _LOST_RANK.search(str(error))):
-            reason = re.sub(r"\[\S*/\S*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
-            return _show(world, f"lost another rank ({reason})", status=1, cause=False)
+        if is_out_of_memory(error):
+            return _show(world, f"out of memory on {world.device} ({_reason(error)}); {world.memory_advice}")
+        if world.world_size > 1 and _is_peer_gone(error):
+            return _show(world, f"lost another rank ({_reason(error)})", status=1, cause=False)
         return _show(world, "".join(traceback.format_exception(error)), status=1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on the device or on the host."""
+    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError | dist.DistError):
+        return bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def _is_peer_gone(error: Exception) -> bool:
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_PEER_GONE.search(str(error)))
+
+
+def _reason(error: Exception) -> str:
+    """An error's type and words in one line, without torch's C++ frames."""
+    words = re.split(r"\n\s*(?:Exception raised from|frame #)", str(error))[0]
+    return ": ".join(filter(None, [type(error).__name__, " ".join(words.split())]))
 
 
 def _show(world: World, message: str, *, status: int = EXIT_ERROR, cause: bool = True) -> int:
@@ -186,7 +258,7 @@ def _process_group(world: World, device: str, patience: datetime.timedelta) -> I
     launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
     if launched:
         store, world.rank, world.world_size = next(dist.rendezvous("env://"))
-        world.store = _fresh_store(store, world.rank, world.world_size)
+        world.store = _fresh_store(store, world.rank, world.world_size, patience)
     world.device = _choose_device(world, device)
     if not launched:
         yield
@@ -200,7 +272,7 @@ def _process_group(world: World, device: str, patience: datetime.timedelta) -> I
     dist.destroy_process_group()
 
 
-def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+def _fresh_store(store: dist.Store, rank: int, world_size: int, patience: datetime.timedelta) -> dist.Store:
     """A corner of the store that no earlier attempt has written to.
 
     Restarted workers find in torchrun's store what the attempt before left there (torch 2.15), and one that is ahead of
@@ -212,13 +284,17 @@ def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
         for other in range(1, world_size):
             store.set(f"{me}/{store.get(f'{me}/{other}').decode()}", "")
         return dist.PrefixStore(me, store)
-    while True:
+    deadline = time.monotonic() + patience.total_seconds()
+    while time.monotonic() < deadline:
         corner = store.get("melshard").decode()
         store.set(f"{corner}/{rank}", me)
         for _ in range(20):
             if store.check([f"{corner}/{me}"]):
                 return dist.PrefixStore(corner, store)
             time.sleep(0.05)
+    raise InputError(
+        f"rank 0 gave no sign within {patience.total_seconds():.0f} s; is it running? Start all ranks again"
+    )
 
 
 def _choose_device(world: World, device: str) -> torch.device:

@@ -33,7 +33,7 @@ class BenchOptions:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the sections, print the table, write the JSON; exit status 1 if a target was missed."""
-    flags = parse_flags(BenchOptions, argv, prog="python -m tests.bench.cache", description=__doc__.split("\n")[0])
+    flags = parse_flags(BenchOptions, argv, prog="python -m tests.bench.cache", description=__doc__)
     return run_main(lambda: bench(BenchOptions(**flags)))
 
 

@@ -23,7 +23,7 @@ class Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Print both accuracies, their difference with its interval, and McNemar's exact test."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.compare", description=__doc__.split("\n")[0])
+    flags = parse_flags(Options, argv, prog="python -m tests.bench.compare", description=__doc__)
     return run_main(lambda: run(Options(**flags)))
 
 

@@ -26,7 +26,7 @@ class Options(EnsembleOptions):
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and describe the errors."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.errors", description=__doc__.split("\n")[0])
+    flags = parse_flags(Options, argv, prog="python -m tests.bench.errors", description=__doc__)
     return run_main(lambda: run(Options(**flags)))
 
 
@@ -35,8 +35,8 @@ def run(options: Options) -> int:
     import torch
 
     from infer.auditing import suspects
+    from infer.corpus import find_member_cache
     from infer.evaluation import held_out, merged
-    from infer.inputs import find_member_cache
     from infer.members import load_members
 
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))

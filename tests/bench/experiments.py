@@ -25,6 +25,7 @@ RARE, FEW = ("dog", "bed", "three"), 12
 BASELINES = {
     **{"small": "baseline", "rare": "rare-balance-0", "fast": "fast"},
     **{"frontier": "resnet10t-32", "steps": "resnet18-64x32"},
+    **{f"length-{epochs}": f"epochs-{epochs}-defaults" for epochs in (10, 20, 60)},
 }
 PAIRS = (("bed", "bird"), ("go", "no"), ("three", "two"))
 
@@ -139,7 +140,17 @@ _LADDER = tuple(
         *("resnet50d-64x32", "res2next50-64x32", "res2next50-128", "res2next50-224-smooth-ohem"),
     )
 )
-EXPERIMENTS = (*_SMALL, *_RARE, *_FAST, *_FRONTIER, *_STEPS, *_LADDER)
+_LENGTHS = tuple(
+    Experiment(f"epochs-{epochs}-{name}", f"--epochs {epochs} {flags}".strip(), group=f"length-{epochs}", seeds=1)
+    for epochs in (10, 20, 60)
+    for name, flags in (
+        ("defaults", ""),
+        ("neither", "--mixup 0 --spec-augment 0"),
+        ("masks", "--mixup 0 --spec-augment 0.15"),
+        ("mixup-and-masks", "--mixup 0.2 --spec-augment 0.15"),
+    )
+)
+EXPERIMENTS = (*_SMALL, *_RARE, *_FAST, *_FRONTIER, *_STEPS, *_LENGTHS, *_LADDER)
 GROUPS = {  # title, and flags that all rows share, for the build and for training
     "small": (
         "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
@@ -166,6 +177,15 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
         "--folds 2",
         "--recipe smoke --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
     ),
+    **{
+        f"length-{epochs}": (
+            f"Strengths of mixup and masks, {epochs} epochs: resnet18, 32 x 32, 600 clips each of bird cat five happy left "
+            "no stop zero, half of the speakers held out",
+            "--n-mels 32 --folds 2",
+            "--model resnet18 --n-mels 32 --batch-size 64",
+        )
+        for epochs in (10, 20, 60)
+    },
     "ladder": ("The ladder of train.recipes, fold 0 of 5: for a GPU", "--folds 5", ""),
 }
 
@@ -186,7 +206,7 @@ class Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for and not yet done, then write the page."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.experiments", description=__doc__.split("\n")[0])
+    flags = parse_flags(Options, argv, prog="python -m tests.bench.experiments", description=__doc__)
     return run_main(lambda: run(Options(**flags)))
 
 

@@ -29,7 +29,7 @@ class Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Time every model that has an accuracy, in turns, and draw."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.frontier", description=__doc__.split("\n")[0])
+    flags = parse_flags(Options, argv, prog="python -m tests.bench.frontier", description=__doc__)
     return run_main(lambda: run(Options(**flags)))
 
 

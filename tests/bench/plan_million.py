@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipeline.build import feature_config, plan_shards
 from pipeline.finish import plan_split
+from pipeline.lists import read_clip_lists
 from pipeline.options import BuildOptions
 from pipeline.scan import scan_corpus
 from pipeline.sources import read_sources
@@ -32,7 +33,7 @@ def main() -> None:
     listing, _ = scan_corpus(Path(options.audio_dir))
     listed = time.perf_counter()
     sources = read_sources(folder, config)
-    plan_split(options, listing, None)
+    plan_split(options, listing, None, read_clip_lists(options, listing["clip_id"]))
     plan_shards(folder, config, listing, sources, options)
     print(listed - started, time.perf_counter() - listed, before, listing.nbytes / 2**20, peak())
     folder.rmdir()

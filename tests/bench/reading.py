@@ -38,8 +38,9 @@ def write_cache(folder: Path, clips: int, config: FeatureConfig = CONFIG) -> Cac
     table = np.zeros(clips, clip_dtype(40, 8))
     table["clip_id"] = [b"w/%d-%d.wav" % divmod(n, ROWS) for n in range(clips)]
     table["shard"], table["row"] = np.divmod(np.arange(clips), ROWS)
-    content = {"config": dataclasses.asdict(config), "classes": ["w"], "split": {"digest": ""}, "shards": entries}
-    write_index(folder, table, content)
+    split = {"split": "kfold", "group_by": "none", "folds": 1, "digest": ""}
+    content = {"config": dataclasses.asdict(config), "classes": ["w"], "split": split, "shards": entries}
+    write_index(folder, table, {**content, "counts": {}, "audio_dir": ""})
     return Cache(folder)
 
 

@@ -35,10 +35,9 @@ def random_cache(folder: Path, clips: int, n_mels: int, *, num_views: int = 2, p
     table["clip_id"], table["target"], table["fold"] = ids, number % CLASSES, number % 5
     table["shard"], table["row"] = number // per_shard, number % per_shard
     classes = [f"label{i:02d}" for i in range(CLASSES)]
-    split = {"digest": "0" * 64, "folds": 5}
-    write_index(
-        folder, table, {"config": dataclasses.asdict(config), "classes": classes, "split": split, "shards": shards}
-    )
+    split = {"split": "kfold", "group_by": "none", "folds": 5, "digest": "0" * 64}
+    content = {"config": dataclasses.asdict(config), "classes": classes, "split": split, "shards": shards}
+    write_index(folder, table, {**content, "counts": {}, "audio_dir": ""})
     return Cache(folder)
 
 

@@ -1,0 +1,176 @@
+"""The corpus that members were trained on: its cache, what they may be judged by, and where its recordings lie now."""
+
+import hashlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from cache.cli import InputError
+from cache.index import TEST, Cache, list_caches
+from infer.inputs import Recordings, list_recordings
+from infer.members import Member
+from infer.options import EnsembleOptions, LabelledOptions
+from pipeline.decode import read_file
+from train.folds import held_back
+
+
+def labelled_recordings(members: list[Member], options: LabelledOptions) -> Recordings:
+    """The recordings of ``--input``, or those of the split "test", to judge members by.
+
+    Raises
+    ------
+    InputError : there are none, or a member was trained on some of them
+    """
+    if options.input:
+        return unheard(list_recordings(options.input), members, options.input)
+    return unheard(cached_test_split(members, options), members, "the split test")
+
+
+def unheard(recordings: Recordings, members: list[Member], source: str) -> Recordings:
+    """The recordings, where no member was trained on any of them, whatever its name and wherever it lies.
+
+    Compared are the contents of files: see `train.heard`.
+
+    Raises
+    ------
+    InputError : a member was trained on some
+    """
+    contents = _contents(recordings.paths)
+    for member in members:
+        if member.heard is None:
+            print(
+                f"{source}: not checked against what {member.path} was trained on, which it does not say (it is of an "
+                "older version, or its cache had lost a sidecar); train it again",
+                file=sys.stderr,
+            )
+            continue
+        heard = np.isin(contents, member.heard)
+        if heard.any():
+            raise InputError(
+                f"{source}: {member.path} was trained on {heard.sum():,} of its {len(heard):,} recordings, such as "
+                f"{recordings.names[int(heard.argmax())]}; judge it by others, or by --split oof"
+            )
+    return recordings
+
+
+def _contents(paths: list[str]) -> np.ndarray:
+    """The content of each file as of `train.heard` [shape=(n,), dtype=int64]; zero where it cannot be read."""
+
+    def content(path: str) -> int:
+        try:
+            return int.from_bytes(hashlib.sha256(read_file(path)).digest()[:8], "big", signed=True)
+        except (InputError, OSError):
+            return 0  # judging will say why
+
+    with ThreadPoolExecutor() as pool:
+        return np.fromiter(pool.map(content, paths), np.int64, len(paths))
+
+
+def find_member_cache(member: Member, cache_dir: str) -> Cache:
+    """The cache that a member was trained from.
+
+    Raises
+    ------
+    InputError : it is not there, or holds another split by now
+    """
+    folder = next((path for path in list_caches(cache_dir) if path.name == member.config.folder_name), None)
+    if folder is None:
+        raise InputError(
+            f"{cache_dir}: the cache {member.config.folder_name} of {member.path} is not there; use --input"
+        )
+    cache = Cache(folder)
+    if cache.index["split"]["digest"] != member.split_digest:
+        raise InputError(
+            f"{folder}: not the split that {member.path} was trained on: another corpus (choose with --cache-dir), or "
+            "one that changed since (train again); or use --input"
+        )
+    return cache
+
+
+def cached_test_split(members: list[Member], options: EnsembleOptions) -> Recordings:
+    """The clips of the split "test", as files of the corpus.
+
+    Raises
+    ------
+    InputError : there are none, or a member was trained with others
+    """
+    cache = find_member_cache(members[0], options.cache_dir)
+    names = _names(cache, cache.clips["split"] == TEST)
+    for member in {m.split_digest: m for m in members if m.split_digest != members[0].split_digest}.values():
+        other = find_member_cache(member, options.cache_dir)
+        if _names(other, other.clips["split"] == TEST) != names:
+            raise InputError(
+                f"{member.path}: trained with another split test than {members[0].path}; use --input FOLDER of "
+                "recordings that neither was trained on"
+            )
+    if not names:
+        raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
+    return _recordings(cache, names, options.audio_dir)
+
+
+def cached_held_back(members: list[Member], options: EnsembleOptions) -> Recordings:
+    """The clips that no member was trained on, as files of the corpus.
+
+    Raises
+    ------
+    InputError : there are none, or the members' splits differ
+    """
+    cache = find_member_cache(members[0], options.cache_dir)
+    if any(member.split_digest != members[0].split_digest for member in members):
+        raise InputError("the runs were trained on different splits and hold back different clips; use --input FOLDER")
+    share = min(member.hold_back for member in members)
+    names = _names(cache, held_back(cache, share))
+    if not names:
+        raise InputError(
+            f"{cache.folder}: training held no clips back (--hold-back {share:g}); use --input FOLDER of labelled "
+            "recordings that no member was trained on, or train with a larger --hold-back"
+        )
+    return _recordings(cache, names, options.audio_dir)
+
+
+def _names(cache: Cache, mask: np.ndarray) -> list[str]:
+    return [name.decode() for name in cache.clips["clip_id"][mask].tolist()]
+
+
+def _recordings(cache: Cache, names: list[str], audio_dir: str | None) -> Recordings:
+    """Clips as files of the corpus; says how many are not there.
+
+    Raises
+    ------
+    InputError : none is
+    """
+    folder = find_corpus(cache, names, audio_dir)
+    recordings = Recordings([str(folder / name) for name in names], names)
+    missing = sum(not os.path.exists(path) for path in recordings.paths)
+    if missing == len(names):
+        raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
+    if missing:
+        print(f"{folder}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
+    return recordings
+
+
+def find_corpus(cache: Cache, names: list[str], audio_dir: str | None = None) -> Path:
+    """The folder that clips lie in now.
+
+    Parameters
+    ----------
+    names : of the clips that are wanted
+    audio_dir : the folder, where the user names it
+
+    Returns
+    -------
+    Path : where the cache was built from; where its clips are not there any more but the cache has moved with its
+        corpus, the folder that lies to it as the old one did: a data/audio above data/cache, say
+    """
+    if audio_dir:
+        return Path(audio_dir)
+    built = Path(cache.index["audio_dir"])
+    near = [
+        parent.joinpath(*built.parts[-depth:])
+        for parent in cache.folder.resolve().parents
+        for depth in range(1, len(built.parts))
+    ]
+    return next((folder for folder in (built, *near) if any((folder / name).exists() for name in names[:16])), built)

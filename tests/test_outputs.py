@@ -1,0 +1,122 @@
+"""Results never take the place of what a command reads."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cache.files import lies_in
+from tests.words_run import RUN
+
+COMMANDS = {  # command → the flags that name an output
+    "predict": ("--output", "--probabilities", "--windows"),
+    "evaluate": ("--json",),
+    "report": ("--output",),
+    "audit": ("--output",),
+    "export": ("--output",),
+}
+PLACES = {
+    "a checkpoint": lambda here: f"{RUN}/fold0/best.pt",
+    "nothing yet, in a fold": lambda here: f"{RUN}/fold0/new.csv",
+    "nothing yet, in a run": lambda here: f"{RUN}/new.csv",
+    "an index": lambda here: next(here.glob("data/cache/*/index.json")),
+    "nothing yet, in a cache": lambda here: next(here.glob("data/cache/*/")) / "new.csv",
+    "a list of the corpus": lambda here: "data/audio/testing_list.txt",
+    "a clip": lambda here: "data/audio/yes/a0000001_nohash_0.wav",
+    "nothing yet, in the corpus": lambda here: "data/audio/yes/new.csv",
+    "a link to a checkpoint": lambda here: _link(here / "link.csv", here / RUN / "fold0/best.pt"),
+    "another name of a checkpoint": lambda here: _hard_link(here / "hard.csv", here / RUN / "fold0/best.pt"),
+    "a folder that is a link": lambda here: _link(here / "linked", here / RUN / "fold0") / "new.csv",
+    "a link in a fold": lambda here: _link(here / RUN / "fold0/out.csv", here / "out.csv"),
+}
+
+
+def _link(path: Path, target: Path) -> Path:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+def _hard_link(path: Path, target: Path) -> Path:
+    path.unlink(missing_ok=True)
+    path.hardlink_to(target)
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("command", "flag"), [(name, flag) for name, flags in COMMANDS.items() for flag in flags])
+def test_no_result_replaces_what_is_read(here: Path, capsys: pytest.CaptureFixture, command: str, flag: str) -> None:
+    """Runs, caches, the corpus and links to them are refused in one line, before any work, and stay as they are."""
+    if command == "export":
+        pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
+    main, kept = importlib.import_module(f"infer.{command}").main, content(here / RUN)
+    for name, place in PLACES.items():
+        path = str(place(here))
+        assert main(["--run", RUN, flag, path]) == 2, name
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {path}: "), name
+        assert line.endswith("is to be read, so it is not written over or into; choose another place"), name
+    (here / RUN / "fold0/out.csv").unlink()
+    assert content(here / RUN) == kept
+
+
+def test_no_result_replaces_a_recording(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The recordings of --input and --check, the list that names them, and the int8 file beside an exported one."""
+    from infer.evaluate import main as evaluate
+    from infer.export import main as export
+    from infer.predict import main as predict
+
+    clip, bare = tmp_path / "in/yes/a.wav", tmp_path / "bare"
+    clip.parent.mkdir(parents=True)
+    for path in (clip, bare):
+        shutil.copy(here / "data/audio/yes/a0000001_nohash_0.wav", path)
+    (tmp_path / "list.txt").write_text(str(bare))
+    _link(tmp_path / "model.int8.onnx", clip)
+    listed, folder = ("--input", str(tmp_path / "list.txt")), ("--input", str(tmp_path / "in"))
+    calls = [(predict, (*listed, "--output", path)) for path in (bare, tmp_path / "list.txt")]
+    calls += [(predict, (*folder, "--windows", clip)), (evaluate, (*folder, "--json", clip))]
+    if importlib.util.find_spec("onnxruntime"):
+        check = ("--check", tmp_path / "in")
+        calls += [
+            (export, (*check, "--output", clip)),
+            (export, (*check, "--int8", "--output", tmp_path / "model.onnx")),
+        ]
+    before = content(tmp_path)
+    for main, flags in calls:
+        assert main(["--run", RUN, *map(str, flags)]) == 2
+        assert "is to be read, so it is not written over" in capsys.readouterr().err
+    assert content(tmp_path) == before
+    assert predict(["--run", RUN, *folder, "--tta", "1", "--output", str(tmp_path / "in/new.csv")]) == 0
+
+
+def test_cache_and_corpus_lie_apart(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A cache in the corpus, or the corpus in the cache's own folder, is refused; beside it, it is not."""
+    from pipeline.build_cache import main
+    from tests.conftest import SMALL, only_cache
+
+    flags = (*SMALL, "--jobs", "1")
+    for cache_dir in (corpus, corpus / "yes", corpus / "cache"):
+        assert main(["--audio-dir", str(corpus), "--cache-dir", str(cache_dir), *flags]) == 2
+        assert "must lie apart; choose another --cache-dir" in capsys.readouterr().err
+    assert main(["--audio-dir", str(corpus), "--cache-dir", str(tmp_path / "cache"), *flags]) == 0
+    inner = only_cache(tmp_path / "cache") / "audio"
+    corpus.rename(inner)
+    assert main(["--audio-dir", str(inner), "--cache-dir", str(tmp_path / "cache"), *flags]) == 2
+    inner.rename(tmp_path / "cache/audio")
+    assert main(["--audio-dir", str(tmp_path / "cache/audio"), "--cache-dir", str(tmp_path / "cache"), *flags]) == 0
+
+
+def test_lies_in_follows_links_and_needs_no_file(tmp_path: Path) -> None:
+    """A place counts under whatever name, and one that is not there holds nothing."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert lies_in(tmp_path / "link/not/there", [tmp_path / "no", tmp_path / "real"]) == tmp_path / "real"
+    assert lies_in(tmp_path / "real", [tmp_path / "link"]) == tmp_path / "link"
+    assert lies_in(tmp_path / "file", [tmp_path / "link", "\0"]) is None
+    assert os.listdir(tmp_path / "real") == []

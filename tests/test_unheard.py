@@ -1,0 +1,116 @@
+"""Nobody is judged by what it was trained on: recordings are known by content, whatever became of cache and names."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from cache.index import Cache, find_cache
+from cache.shard import sidecar_path
+from infer.calibrate import main as calibrate
+from infer.evaluate import main as evaluate
+from tests.conftest import RATE, synthesise
+from tests.words_run import RUN
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.folds import select_fold
+from train.heard import heard_contents
+from train.run import main as train
+
+JUDGE = ["--run", RUN, "--device", "cpu", "--tta", "1"]
+TRAIN = "--model test_resnet --n-mels 32 --batch-size 12 --device cpu --epochs 1".split()
+
+
+@pytest.fixture
+def project(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the trained run with its corpus and cache that a test may change; the working directory."""
+    shutil.copytree(words / "data", tmp_path / "project/data")
+    shutil.copytree(words / RUN, tmp_path / "project" / RUN)
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def rebuild() -> None:
+    """Build the cache again, after the corpus has changed."""
+    from pipeline.build_cache import main
+
+    assert main("--n-mels 32 --n-fft 1024 --num-views 2 --folds 2 --jobs 1".split()) == 0
+
+
+def refused(source: Path | str, capsys: pytest.CaptureFixture) -> str:
+    """The one line on stderr with which evaluate and calibrate refuse to judge by some recordings."""
+    lines = set()
+    for judge in (evaluate, calibrate):
+        assert judge([*JUDGE, "--input", str(source)]) == 2
+        lines.add(capsys.readouterr().err)
+    (line,) = lines
+    assert line.count("\n") == 1
+    return line
+
+
+def test_a_corpus_that_changed_since_is_still_known(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """Clips that came, went and were rebuilt leave the others heard; the new ones alone may judge."""
+    soundfile.write(project / "data/audio/yes/a0000009_nohash_0.wav", synthesise(1, 20, 0), RATE)
+    next((project / "data/audio/no").glob("a0000000*")).unlink()
+    rebuild()
+    assert "was trained on 4" in refused("data/audio", capsys)
+    for path in (project / "data/audio").glob("*/a000000[0-8]*"):
+        path.unlink()
+    assert evaluate([*JUDGE, "--input", "data/audio"]) == 0
+
+
+def test_a_moved_project_is_still_known(project: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    """Neither the folder's name nor the cache is needed."""
+    shutil.move(project, project.with_name("moved"))
+    monkeypatch.chdir(project.with_name("moved"))
+    assert "was trained on 48 of its 108 recordings" in refused("data/audio", capsys)
+    shutil.rmtree("data/cache")
+    assert "was trained on 48 of its 108 recordings" in refused("data/audio", capsys)
+
+
+def test_links_and_copies_are_still_known(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Linked label folders, in the corpus or beside it, and copies of files under other names and labels."""
+    for label in ("yes", "no"):
+        shutil.move(project / "data/audio" / label, tmp_path / label)
+        (project / "data/audio" / label).symlink_to(tmp_path / label)
+    rebuild()
+    assert "was trained on 48 of its 108 recordings" in refused("data/audio", capsys)
+    for number, path in enumerate(sorted((tmp_path / "yes").iterdir())):
+        (tmp_path / "copies" / "no").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, tmp_path / "copies/no" / f"{number}.wav")
+    assert "was trained on 12 of its 27 recordings" in refused(tmp_path / "copies", capsys)
+
+
+def test_a_checkpoint_that_does_not_say_is_named(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """Where an older version trained a member, stderr says that nothing could be checked."""
+    path = project / RUN / "fold0/best.pt"
+    saved = load_checkpoint(path)
+    del saved["heard"]
+    save_checkpoint(path, saved)
+    assert evaluate([*JUDGE, "--folds", "0", "--input", "data/audio"]) == 0
+    assert f"data/audio: not checked against what {RUN}/fold0/best.pt was trained on" in capsys.readouterr().err
+
+
+def test_what_weights_have_heard_before_counts(project: Path) -> None:
+    """A run knows the clips that it was resumed and begun with; a copy that a test clip shares does not count."""
+    cache = Cache(find_cache("data/cache", 32, 32))
+    training = [select_fold(cache, fold).training for fold in "01"]
+    first, second = (set(heard_contents(cache, clips, []).tolist()) for clips in training)
+    assert (len(first), len(second), len(first & second)) == (48, 48, 0)
+    assert train([*TRAIN, "--name", "tuned", "--weights", f"{RUN}/fold1/best.pt"]) == 0
+    for name in ("best.pt", "last.pt"):
+        heard = load_checkpoint(project / "runs/tuned/fold0" / name)["heard"].tolist()
+        assert set(heard) == set(load_checkpoint(project / RUN / "fold1/best.pt")["heard"].tolist()) | first
+    assert set(heard_contents(cache, training[1], [{"heard": heard}]).tolist()) == first | second
+    assert heard_contents(cache, training[1], [{}]) is None
+    tested = next((project / "data/audio").glob("yes/a0000008*"))
+    heard = np.flatnonzero(cache.clips["clip_id"] == b"yes/a0000000_nohash_0.wav")[0]
+    shutil.copyfile(project / "data/audio/yes/a0000000_nohash_0.wav", tested)
+    rebuild()
+    cache = Cache(find_cache("data/cache", 32, 32))
+    (fold,) = (fold for fold, clips in zip("01", training, strict=True) if heard in clips)
+    clips = select_fold(cache, fold).training
+    assert len(heard_contents(cache, clips, [])) == len(clips) - 1
+    sidecar_path(cache.folder, 0).unlink()
+    assert heard_contents(cache, clips, []) is None

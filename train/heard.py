@@ -1,0 +1,59 @@
+"""What a model was trained on, by content: kept in its checkpoint, so that nobody judges it by the same recordings."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.cli import InputError
+from cache.index import Cache
+from cache.shard import read_sidecars
+from train.checkpoint import load_checkpoint
+
+
+def heard_contents(cache: Cache, training: np.ndarray, earlier: list[dict[str, Any]]) -> torch.Tensor | None:
+    """The contents of the clips that a fold trains on, and of those that its weights have heard before.
+
+    A content is the first 64 bits of a file's SHA-256, as the sidecars of the cache's shards have it. One that another
+    clip of the corpus shares is left out: public corpora hold copies, and a test clip stays one.
+
+    Parameters
+    ----------
+    training : indices into the clip table [shape=(n,)]
+    earlier : the checkpoints that training goes on from
+
+    Returns
+    -------
+    torch.Tensor [shape=(m,), dtype=int64], sorted; None where a sidecar is gone or a checkpoint does not say
+    """
+    contents, before = _contents(cache), [checkpoint.get("heard") for checkpoint in earlier]
+    if contents is None or any(part is None for part in before):
+        return None
+    own = np.setdiff1d(contents[training], np.delete(contents, training))
+    return torch.from_numpy(functools.reduce(np.union1d, before, own))
+
+
+def own_checkpoint(path: str | None) -> list[dict[str, Any]]:
+    """The checkpoint of another run that ``--weights`` names, if it is one."""
+    try:
+        return [load_checkpoint(Path(path))] if path else []
+    except InputError:  # somebody else's weights
+        return []
+
+
+def _contents(cache: Cache) -> np.ndarray | None:
+    """The content of every clip in the clip table [shape=(n_clips,), dtype=int64]."""
+    sidecars = read_sidecars(cache.folder, cache.config)
+    first = np.zeros(1 + max((shard["number"] for shard in cache.index["shards"]), default=0), np.int64)
+    digests: list[str] = []
+    for shard in cache.index["shards"]:
+        sidecar = sidecars.get(shard["number"])
+        if sidecar is None or sidecar["checksum"] != shard["checksum"]:
+            return None
+        first[shard["number"]] = len(digests)
+        clips = sidecar["clips"]
+        digests += [digest for digest, reason in zip(clips["sha256"], clips["reason"], strict=True) if not reason]
+    contents = np.array([int(digest, 16) for digest in digests], np.uint64).view(np.int64)
+    return contents[first[cache.clips["shard"]] + cache.clips["row"]]
