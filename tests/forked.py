@@ -30,8 +30,8 @@ _PORTS = itertools.count(20_000 + os.getpid() % 100 * 100)  # below those that s
 
 
 @functools.cache
-def _server() -> Any:
-    """The context of the server, which is started in the checkout: what it imports is the checkout's."""
+def server() -> Any:
+    """The multiprocessing context of the server; started in the checkout, it imports what is there."""
     import pytest
 
     context = multiprocessing.get_context("forkserver")
@@ -137,7 +137,7 @@ class Forked:
             reader, stdout = os.pipe()
         handles = DupFd(stdout), DupFd(stdout if stderr == subprocess.STDOUT else stderr)
         arguments = (call, dict(os.environ if env is None else env), str(cwd), *handles)
-        self._process = _server().Process(target=_body, args=arguments, daemon=True)
+        self._process = server().Process(target=_body, args=arguments, daemon=True)
         self._process.start()
         self.pid = self._process.pid
         self.stdout = None

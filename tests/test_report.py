@@ -42,19 +42,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module, *flags in (("pipeline.build_cache", *SMALL, "--jobs", "1"), ("train.run", *model, *training)):
         status, output = command(module, folder, *flags)
         assert status == 0, output
-    misjudge(folder / "runs/run/fold0/oof.npz")
+    misjudge(folder / "runs/run")
     return folder
 
 
-def misjudge(path: Path) -> None:
-    """Make a member surely wrong on 1, 2 and 3 clips of the three labels: there is something to choose from."""
+def misjudge(run: Path) -> None:
+    """Make fold 0 surely wrong on 2, 4 and 6 clips of the three labels, and the folds right on all others."""
     from train.checkpoint import load_arrays, save_arrays
 
-    arrays = load_arrays(path)
-    for target in range(3):
-        for clip in np.flatnonzero(arrays["target"] == target)[: target + 1]:
-            arrays["logits"][clip] = 10 * np.eye(3)[(target + 1) % 3]
-    save_arrays(path, **arrays)
+    for path, per_label in ((run / "fold0/oof.npz", 2), (run / "fold1/oof.npz", 0)):
+        arrays = load_arrays(path)
+        judged = arrays["target"].copy()
+        for target in range(3):
+            judged[np.flatnonzero(arrays["target"] == target)[: per_label * (target + 1)]] = (target + 1) % 3
+        arrays["logits"] = np.float32(np.linspace(9, 10, len(judged))[:, None] * np.eye(3)[judged])
+        save_arrays(path, **arrays)
 
 
 @pytest.fixture(scope="module")

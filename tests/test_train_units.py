@@ -4,8 +4,7 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import time
 import types
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from timm.utils import ModelEmaV3
 from cache.cli import InputError, parse_flags
 from cache.index import Cache, find_cache
 from cache.memory import poisoned_memory
+from tests.forked import GUARD_SECONDS, Forked, server
 from tests.train_helpers import build_tiny_cache, free_port
 from train import recipes
 from train.augment import default_mixup, mixup, spec_augment, time_roll
@@ -32,7 +32,7 @@ from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hard
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions, options_from
 from train.precision import amp_dtype, find_wrong_layer, training_dtype
-from train.world import World, run_in_world
+from train.world import StopSignal, World, run_in_world
 
 CPU = torch.device("cpu")
 
@@ -353,24 +353,24 @@ def test_flat_buffers_are_the_models() -> None:
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers() if b.dtype == torch.float32)
 
 
+def _waits_for_a_signal() -> None:
+    stop = StopSignal(World(0, 0, 1, CPU))
+    print("ready", flush=True)
+    while not stop.number:
+        time.sleep(0.01)
+    print("remembered", int(stop.number), flush=True)
+    time.sleep(2 * GUARD_SECONDS)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_takes_its_usual_effect(number: int) -> None:
     """The first signal is remembered until the end of the step; the second one ends the process at once."""
-    script = (
-        "import time, torch; from train.world import StopSignal, World\n"
-        "stop = StopSignal(World(0, 0, 1, torch.device('cpu'))); print('ready', flush=True)\n"
-        "while not stop.number: time.sleep(0.01)\n"
-        "print('remembered', stop.number, flush=True); time.sleep(600)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Forked(_waits_for_a_signal)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.stdout.readline() == f"remembered {number:d}\n"
     process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == -number
+    assert process.wait() == -number
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 60])
@@ -416,13 +416,13 @@ def _count_broadcasts(rank: int, port: int, cache_dir: str, counts: multiprocess
 def test_no_step_broadcasts(tmp_path: Path) -> None:
     """Steps of two ranks reduce their gradients and broadcast nothing; a validation broadcasts BatchNorm's buffers."""
     build_tiny_cache(tmp_path)
-    fork = multiprocessing.get_context("forkserver")
+    fork = server()
     counts, port = fork.SimpleQueue(), free_port()
     ranks = [fork.Process(target=_count_broadcasts, args=(r, port, str(tmp_path / "cache"), counts)) for r in (0, 1)]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(GUARD_SECONDS)
     assert [process.exitcode for process in ranks] == [0, 0]
     found = [counts.get() for _ in range(4)]
     for rank in (0, 1):
