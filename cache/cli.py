@@ -14,11 +14,8 @@ EXIT_OK, EXIT_INCOMPLETE, EXIT_ERROR = 0, 1, 2
 AT_LEAST_0, AT_LEAST_1 = (0, math.inf), (1, math.inf)
 
 
-_REMEDIES = {
-    errno.EMFILE: "; raise the limit with ulimit -n",
-    errno.ENOSPC: "; free some space",
-    errno.EDQUOT: "; free some space",
-}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the system's words for no room
+_REMEDIES = {errno.EMFILE: "; raise the limit with ulimit -n", **dict.fromkeys(FULL, "; free some space")}
 
 
 class InputError(ValueError):
@@ -100,8 +97,10 @@ def printable(text: str) -> str:
 def describe_error(error: InputError | OSError) -> str:
     """An expected error as one line; what the system reports becomes file, reason and, where there is one, remedy."""
     message = str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        unnamed = "standard output" if error.errno in FULL else None  # every file that is written has its name
+        name = error.filename or unnamed
+        message = f"{os.fsdecode(name)}: {error.strerror}" if name else message
     return printable(message + _REMEDIES.get(getattr(error, "errno", None), ""))
 
 
@@ -115,9 +114,15 @@ def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return body()
+        status = body()
+        sys.stdout.flush()
+        return status
     except (InputError, OSError) as error:
         print(f"{prefix}: {describe_error(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # or Python would complain of it again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

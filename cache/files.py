@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -9,9 +10,9 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from cache.cli import InputError
+from cache.cli import FULL, InputError
 
 LOCK = ".lock"  # of a cache folder: held by the build
 WORKERS_LOCK = ".workers.lock"  # shared by the workers that are writing a shard
@@ -24,17 +25,46 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends without an error.
 
     The file is fsynced before the rename and the folder after it, so that a file that has its final name is whole
-    even after a power cut. On an error the temporary file is removed and `path` keeps its old content.
+    even after a power cut. On an error the temporary file is removed and `path` keeps its old content. It is locked
+    while it is written, so that those that killed writers of `path` left are told apart, and removed.
+
+    Raises
+    ------
+    OSError : as the block; a full disk names `path`
     """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        _remove_abandoned(left)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.touch(exist_ok=False)
+    with open(temporary, "xb") as held:
+        _lock(held)
+        try:
+            yield temporary
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        except OSError as error:
+            if error.errno in FULL and not error.filename:
+                error.filename = str(path)
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    with contextlib.suppress(OSError), open(temporary, "rb") as file:
+        if _lock(file):
+            temporary.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; False where another has, or the file system knows no locks."""
+    import fcntl
+
     try:
-        yield temporary
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, flag, parse_flags, run_main
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, flag, parse_flags, printable, run_main
 
 if TYPE_CHECKING:
     from cache.index import Cache
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         status = EXIT_OK
         for folder in cache_folders(InfoOptions(**flags).cache_dir):
             lines, readable = describe(folder)
-            print("\n".join(lines))
+            print("\n".join(map(printable, lines)))
             status = status if readable else EXIT_INCOMPLETE
         return status
 

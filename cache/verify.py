@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import sys
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, flag, parse_flags, run_main
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, flag, parse_flags, printable, run_main
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None) -> int:
             with exclusive_lock(folder / LOCK, busy=busy) if options.repair else contextlib.nullcontext():
                 damages = check_cache(folder)
                 for damage in damages:
-                    print(f"{damage.path}: {damage.why}", file=sys.stderr)
+                    print(printable(f"{damage.path}: {damage.why}"), file=sys.stderr)
                 if options.repair:
                     remove_damaged(folder, damages)
-            print(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}")
+            print(printable(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}"))
             damaged += len(damages)
         if damaged:
             done = "removed; build them again with" if options.repair else "remove them with --repair, then build with"

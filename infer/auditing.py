@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
+from cache.tables import csv_table
 from infer.corpus import find_member_cache
 from infer.evaluation import held_out, merged
 from infer.members import load_members
 from infer.options import AuditOptions
 from infer.outputs import output_path
-from infer.tables import csv_table
 
 
 def suspects(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Calibrating an ensemble: see `infer.ensemble`."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from infer.inputs import Recordings, list_recordings
 from infer.members import Member, load_alike
 from infer.options import CalibrateOptions
 from infer.scoring import reliability
-from train.calibration import fit_temperature
+from train.calibration import FEW_ERRORS, RANGE, fit_temperature
 from train.world import World
 
-_FEWEST_ERRORS = 3  # that a temperature is fitted on
+_FEWEST = (20, 3)  # clips, and errors among them, that a temperature is fitted on
 
 
 def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
@@ -47,23 +48,26 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
 
     Raises
     ------
-    InputError : no such clips, or so few of them judged wrongly that a temperature would be chance
+    InputError : no such clips, so few of them, or so few judged wrongly, that a temperature would be chance
     """
     members = load_alike(options, world)
     judged = judge_labelled(members, world.decide(lambda: _recordings(members, options)), options, world)
     ensemble = Ensemble(members, options.tta)
     mean = soft_vote(judged.probs)
     wrong = int((mean.argmax(axis=1) != judged.targets).sum())
-    if wrong < _FEWEST_ERRORS:
+    remedy = "use --input FOLDER with more recordings, or train with a larger --hold-back"
+    if len(mean) < _FEWEST[0] or wrong < _FEWEST[1]:
         raise InputError(
-            f"judged wrongly: {wrong} of {len(mean)} clips; a temperature needs {_FEWEST_ERRORS} errors or more: "
-            "use --input FOLDER with more recordings, or train with a larger --hold-back"
+            f"judged wrongly: {wrong} of {len(mean)} clips; a temperature needs {_FEWEST[1]} errors or more among "
+            f"{_FEWEST[0]} clips or more: {remedy}"
         )
+    if wrong < FEW_ERRORS and world.speaks:
+        print(f"the temperature rests on {wrong} errors, and so is uncertain; {remedy}", file=sys.stderr)
     ensemble.temperature = _temperature_of(mean, judged.targets)
     if not options.input and all(member.calibrated for member in members):
-        singles = judged.probs[:, 0]  # (members, n, classes)
-        targets = np.tile(judged.targets, len(singles))
-        ensemble.temperature /= _temperature_of(singles.reshape(len(targets), -1), targets)
+        singles = [_temperature_of(probs[0], judged.targets) for probs in judged.probs]
+        ensemble.temperature /= float(np.exp(np.log(singles).mean()))
+        ensemble.temperature = min(max(ensemble.temperature, RANGE[0]), RANGE[1])
     content = {
         "temperature": ensemble.temperature,
         "clips": len(judged.targets),

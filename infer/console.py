@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, printable
 from cache.files import write_atomic
 from infer.evaluation import evaluate
 from infer.options import EvaluateOptions, PredictOptions
@@ -65,12 +65,12 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
 
 
 def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:
-    table = Table("", "accuracy", "95% interval", title=f"{figures['source']}: {figures['clips']:,} clips")
+    table = Table("", "accuracy", "95% interval", title=printable(f"{figures['source']}: {figures['clips']:,} clips"))
     names = {"single": "single (mean)", "hard": "hard", "soft": "soft", "soft_tta": f"soft + {figures.get('tta')} TTA"}
     rows = [(row["member"], row) for row in figures["members"]]
     rows += [(names[key], figures[key]) for key in names if figures[key]]
     for name, row in rows:
-        table.add_row(name, f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}")
+        table.add_row(printable(name), f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}")
     console.print(table)
     if figures.get("ece") is not None:
         remedy = "" if figures["calibrated"] else " (not calibrated yet: python -m infer.calibrate)"
@@ -81,5 +81,5 @@ def _print_rows(console: Console, title: str, rows: list[tuple]) -> None:
     if rows:
         table = Table(title=title, show_header=False)
         for row in rows:
-            table.add_row(*map(str, row))
+            table.add_row(*(printable(str(cell)) for cell in row))
         console.print(table)

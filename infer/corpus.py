@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.index import TEST, Cache, list_caches
 from infer.inputs import Recordings, list_recordings
 from infer.members import Member
@@ -142,28 +142,28 @@ def _recordings(cache: Cache, names: list[str], audio_dir: str | None) -> Record
     ------
     InputError : none is
     """
-    folder = find_corpus(cache, names, audio_dir)
+    folder = find_corpus(cache, audio_dir)
     recordings = Recordings([str(folder / name) for name in names], names)
     missing = sum(not os.path.exists(path) for path in recordings.paths)
     if missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
     if missing:
-        print(f"{folder}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
+        place = printable(str(folder))
+        print(f"{place}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
     return recordings
 
 
-def find_corpus(cache: Cache, names: list[str], audio_dir: str | None = None) -> Path:
-    """The folder that clips lie in now.
+def find_corpus(cache: Cache, audio_dir: str | None = None) -> Path:
+    """The folder that a cache's clips lie in now.
 
     Parameters
     ----------
-    names : of the clips that are wanted
     audio_dir : the folder, where the user names it
 
     Returns
     -------
-    Path : where the cache was built from; where its clips are not there any more but the cache has moved with its
-        corpus, the folder that lies to it as the old one did: a data/audio above data/cache, say
+    Path : where the cache was built from; if the clips are not there any more, the folder of the same name near the
+        cache that has some, as where a project has moved with data/audio and data/cache
     """
     if audio_dir:
         return Path(audio_dir)
@@ -173,4 +173,5 @@ def find_corpus(cache: Cache, names: list[str], audio_dir: str | None = None) ->
         for parent in cache.folder.resolve().parents
         for depth in range(1, len(built.parts))
     ]
-    return next((folder for folder in (built, *near) if any((folder / name).exists() for name in names[:16])), built)
+    some = _names(cache, np.linspace(0, len(cache.clips) - 1, 16).astype(int))
+    return next((folder for folder in (built, *near) if any((folder / name).exists() for name in some)), built)

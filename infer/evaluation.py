@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.index import Cache
 from infer.corpus import find_corpus, find_member_cache, labelled_recordings
 from infer.engine import Judge
@@ -83,7 +83,7 @@ def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> Judg
     if member.split_digest != cache.index["split"]["digest"] or not np.array_equal(np.sort(clips), expected):
         raise InputError(f"{path}: not the clips that fold {member.fold} of {cache.folder} holds out; train it again")
     names = [name.decode() for name in cache.clips["clip_id"][clips].tolist()]
-    folder = find_corpus(cache, names, audio_dir)
+    folder = find_corpus(cache, audio_dir)
     probs = softmax(logits / member.temperature, axis=1)
     targets = cache.clips["target"][clips].astype(np.int64)
     return JudgedClips(names, [str(folder / name) for name in names], targets, probs[None, None])
@@ -142,7 +142,7 @@ def judge_labelled(
         first = int((errors != "").argmax())
         print(
             f"{len(errors) - len(good):,} of {len(errors):,} recordings could not be judged, such as "
-            f"{recordings.names[first]}: {errors[first]}",
+            + printable(f"{recordings.names[first]}: {errors[first]}"),
             file=sys.stderr,
         )
     if world.speaks:

@@ -24,9 +24,11 @@ Runner = Callable[[np.ndarray], np.ndarray]
 def write_torch(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
     """Write a ``torch.export`` file, with the metadata as JSON in its extra file ``metadata.json``."""
     program = torch.export.export(module, (torch.zeros(2, samples),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    with open(path, "wb") as file, warnings.catch_warnings():
+    file = io.BytesIO()  # torch's writer ends the process where a disk is full
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constants that share memory; the file is verified after this
         torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    path.write_bytes(file.getbuffer())
 
 
 def run_torch(path: Path) -> Runner:

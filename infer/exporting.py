@@ -1,6 +1,7 @@
 """Exporting: write the file, run it, and keep it only if it says what predict says."""
 
 import dataclasses
+import io
 import json
 import sys
 import tempfile
@@ -13,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cache.cli import EXIT_OK, InputError, require
-from cache.files import atomic_path
+from cache.cli import EXIT_OK, InputError, printable, require
+from cache.files import atomic_path, write_atomic
 from infer.corpus import cached_test_split, unheard
 from infer.engine import Judge
 from infer.ensemble import Ensemble
@@ -117,7 +118,7 @@ def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) ->
     targets = _targets(Recordings([paths[name] for name in names], names), members, source)
     titles = ("", "MB", "clips/s", "largest difference", "same label", "accuracy")
     ranges = f"; int8 took its ranges from {len(others)} others" if options.int8 else ""
-    table = Table(*titles, title=f"CPU, {len(clips)} clips of {source}{ranges}")
+    table = Table(*titles, title=printable(f"CPU, {len(clips)} clips of {source}{ranges}"))
     check = _Check(names, clips, probs, targets, table)
     _add_row(check, "predict", None, speed, probs)
     return check, np.stack([clip for _, clip in others])
@@ -133,7 +134,7 @@ def _targets(recordings: Recordings, members: list[Member], source: str) -> np.n
     try:
         unheard(recordings, members, source)
     except InputError as error:
-        print(f"no accuracy is shown: {error}", file=sys.stderr)
+        print(printable(f"no accuracy is shown: {error}"), file=sys.stderr)
         return None
     return np.array([classes.index(label) for label in labels])
 
@@ -146,7 +147,7 @@ def _recordings(options: ExportOptions, members: list[Member], folder: str) -> t
     try:
         return "the cache's test split", cached_test_split(members, options)
     except InputError as error:
-        print(f"no recordings to verify on: {error}", file=sys.stderr)
+        print(printable(f"no recordings to verify on: {error}"), file=sys.stderr)
     import soundfile
 
     config, rng = shared_clip(members), np.random.default_rng(0)
@@ -154,7 +155,9 @@ def _recordings(options: ExportOptions, members: list[Member], folder: str) -> t
     for number in range(options.check_clips):
         tone = np.sin(2 * np.pi * time_s * (rng.uniform(80, 2000) + rng.uniform(0, 2000) * time_s))
         signal = 0.3 * tone * np.hanning(config.samples) + 0.01 * rng.standard_normal(config.samples)
-        soundfile.write(f"{folder}/{number:04d}.wav", signal, config.sample_rate)
+        wav = io.BytesIO()
+        soundfile.write(wav, signal, config.sample_rate, format="WAV")
+        write_atomic(Path(folder) / f"{number:04d}.wav", wav.getvalue())
     return "generated signals", list_recordings(folder)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cache.cli import InputError
 from cache.files import in_folder, lies_in
-from cache.index import list_caches, read_index
+from cache.index import Cache, list_caches
+from infer.corpus import find_corpus
 from infer.inputs import list_recordings
 from infer.options import MemberOptions
 
@@ -33,7 +34,7 @@ def _inputs(options: MemberOptions, there: bool) -> Iterator[str | Path]:
         yield from folder.rglob("*") if there else ()
     for folder in caches:
         with contextlib.suppress(InputError, OSError):
-            corpus = read_index(folder)["audio_dir"]
+            corpus = find_corpus(Cache(folder, check_shards=False), getattr(options, "audio_dir", None))
             yield corpus
             yield from (entry.path for entry in os.scandir(corpus) if entry.is_symlink())
     sources = [getattr(options, name, None) for name in ("input", "check")]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.files import exclusive_lock, write_atomic
+from cache.tables import csv_table
 from infer.corpus import cached_test_split
 from infer.engine import Judge
 from infer.ensemble import Ensemble
@@ -17,7 +18,6 @@ from infer.inputs import Recordings, list_recordings
 from infer.members import Member, load_alike
 from infer.options import PredictOptions
 from infer.outputs import output_path
-from infer.tables import csv_table
 from infer.views import first_views
 from infer.windows import HEADER, detection_rows, hop_samples, judge_windows
 from train.checkpoint import load_arrays, save_arrays
@@ -46,7 +46,7 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
     views = first_views(options.tta)
     if options.windows:
         hop_samples(members, options)
-    output = _outputs(options)
+    output = _outputs(options, members[0].classes)
     parts = output.with_name(f".{output.name}.parts")
     busy = f"{output}: another prediction writes here; wait for it, or choose another --output"
     with contextlib.ExitStack() as stack:
@@ -91,8 +91,12 @@ def _judge_blocks(
     judge.close()
 
 
-def _outputs(options: PredictOptions) -> Path:
-    """The path of the predictions; InputError where a table would replace another or what is read."""
+def _outputs(options: PredictOptions, classes: list[str]) -> Path:
+    """The path of the predictions; InputError where a table would replace another or what is read, or be ambiguous."""
+    if options.probabilities and "file" in classes:
+        raise InputError("--probabilities: its first column is called file, and so is a label; leave it out")
+    if options.min_confidence and UNKNOWN in classes:
+        raise InputError(f"--min-confidence writes the label {UNKNOWN}, which is a class here already; leave it out")
     tables = [output_path(path, options) for path in (options.output, options.probabilities, options.windows) if path]
     if len({os.path.realpath(path) for path in tables}) < len(tables):
         raise InputError("--output, --probabilities and --windows name the same file; name several")
@@ -109,7 +113,7 @@ def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
         return cached_test_split(members, options)
     recordings = list_recordings(options.input)
     if recordings.note:
-        print(recordings.note, flush=True)
+        print(printable(recordings.note), flush=True)
     return recordings
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from cache.cli import printable
 from cache.files import write_atomic
 from infer.members import load_alike
 from infer.options import ReportOptions
@@ -45,9 +46,9 @@ def write_report(options: ReportOptions, world: World) -> int:
     embed([source.worst(options.worst, members[0].config) for source in sources], data, options.worst)
     write_atomic(output, fill_template(data).encode("ascii"))
     size = output.stat().st_size / 1e6
-    console.print(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB")
+    console.print(printable(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB"))
     for note in notes:
-        console.print(f"not shown: {note}")
+        console.print(printable(f"not shown: {note}"))
     for described in data["sources"]:
         if described["dropped"]:
             shown = f"{len(described['worst'])} of {len(described['worst']) + described['dropped']} clips"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import FULL, InputError
 from cache.config import FeatureConfig
 from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_leftovers
 from cache.index import Cache, read_index
@@ -99,7 +99,7 @@ def _writing(folder: Path) -> Iterator[None]:
             finally:
                 remove_leftovers(folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise InputError(f"{folder}: the disk is full; free some space and build again: it goes on here") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             where = error.filename or folder

@@ -1,8 +1,7 @@
 """The end of a build: folds, the clip table, the list of rejected files, and the index, which makes it complete."""
 
-import csv
 import dataclasses
-import io
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import write_atomic
 from cache.index import Cache, clip_dtype, write_index
 from cache.shard import remove_shard, shard_numbers
+from cache.tables import csv_table
 from pipeline import scan, split
 from pipeline.lists import TESTING, VALIDATION, ClipList, spelling
 from pipeline.options import BuildOptions
@@ -84,6 +83,9 @@ def plan_split(
     if len(classes) < 2:
         found = f"one label only ({classes[0]})" if classes else "no usable recording"
         raise InputError(f"{audio_dir}: {found}; a classifier needs recordings of two or more labels")
+    for label in classes:
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in label):
+            raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename its folder")
     _check_spellings(audio_dir, classes)
     speakers = scan.speakers_of(clip_ids)
     official = options.split == "official"
@@ -139,8 +141,5 @@ def _write_rejected(path: Path, clips: np.ndarray) -> None:
     if not len(clips):
         path.unlink(missing_ok=True)
         return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "reason"])
-    writer.writerows((name.decode(), why.decode()) for name, why in clips[["clip_id", "reason"]].tolist())
-    write_atomic(path, text.getvalue().encode())
+    with csv_table(path, ["file", "reason"]) as table:
+        table.writerows((name.decode(), why.decode()) for name, why in clips[["clip_id", "reason"]].tolist())

@@ -6,6 +6,7 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cache.cli import printable
 from pipeline.build import Summary, build_cache
 from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
@@ -61,9 +62,10 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
     more += f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
     more += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
     lines.append(f"next: torchrun --nproc_per_node 1 -m train.run --fold 0{more}")
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join(map(printable, lines)), highlight=False, markup=False, soft_wrap=True)
     for listed in summary.lists:
         if listed.missing:
-            print(f"{listed.name}: {len(listed.missing):,} lines name no clip: {listed.missing[0]}, …", file=sys.stderr)
+            such = printable(str(listed.missing[0]))
+            print(f"{listed.name}: {len(listed.missing):,} lines name no clip: {such}, ...", file=sys.stderr)
     if counts["rejected"]:
         print(f"{counts['rejected']:,} files were rejected; why: {cache.folder / REJECTED}", file=sys.stderr)

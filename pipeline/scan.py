@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
-from pipeline.decode import EXTENSIONS
+from pipeline.decode import EXTENSIONS, read_file, reason_of
 
 NOISE_FOLDER = "_background_noise_"
 _PART = 65536  # clips
@@ -126,10 +126,20 @@ def speakers_of(clip_ids: np.ndarray) -> np.ndarray:
 def noise_files(audio_dir: Path) -> list[Path]:
     """The corpus's background recordings, sorted."""
     folder = Path(audio_dir) / NOISE_FOLDER
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS and not path.is_dir())
 
 
 def noise_digest(files: list[Path]) -> str:
-    """Digest of the content of the background recordings; empty where there are none."""
-    digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
-    return hashlib.sha256(digests).hexdigest()[:16] if files else ""
+    """Digest of the content of the background recordings; empty where there are none.
+
+    Raises
+    ------
+    InputError : one cannot be read
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            digest.update(hashlib.sha256(read_file(str(path))).digest())
+        except (InputError, OSError) as error:
+            raise InputError(f"{path}: {reason_of(error)}; repair or remove it") from None
+    return digest.hexdigest()[:16] if files else ""

@@ -50,7 +50,8 @@ def _check_data_chunk(read_at: ReadAt, size: int, order: str) -> None:
 
 def _check_last_page(read_at: ReadAt, size: int) -> None:
     tail = read_at(max(0, size - _MAX_PAGE), _MAX_PAGE)
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    if len(page) < 27 or len(page) < 27 + page[26] + sum(segments):
+    start = tail.rfind(b"OggS")
+    page = tail[start:]
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""  # their lengths
+    if start >= 0 and (len(page) < 27 or len(page) < 27 + page[26] + sum(segments)):
         raise InputError("cut short: it ends within a page of Ogg")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from infer.predict import main as predict
 from infer.report import main as report
 from tests.conftest import RATE, synthesise
 from tests.words_run import RUN, TRAINING, WORDS
-from train.calibration import fit_temperature
+from train.calibration import RANGE, fit_temperature
 from train.checkpoint import load_arrays, save_arrays
 from train.folds import held_back, select_fold
 from train.run import main as train
@@ -73,6 +74,47 @@ def test_tempering_a_mean_restores_calibration() -> None:
     assert np.allclose(cold, [[0.0003, 0, 0.9997], [0, 0, 0]], atol=1e-3)
 
 
+def test_a_temperature_stays_near_one_without_errors_to_fit_it_on() -> None:
+    """No error, however clear or many the clips, makes nobody surer than the range allows; many errors tell all."""
+    rng = np.random.default_rng(0)
+    for clips in (1, 20, 2000):
+        target = rng.integers(0, 4, clips)
+        clear = 30 * np.eye(4)[target] + rng.standard_normal((clips, 4))
+        assert fit_temperature(clear, target) == pytest.approx(1, abs=0.01)
+        assert RANGE[0] <= fit_temperature(clear / 30, target) < 1
+        assert 1 < fit_temperature(clear, target[::-1]) <= RANGE[1] or clips == 1
+    heard = fit_temperature(2 * np.eye(4)[target], target)  # right on all of 2,000 clips
+    unheard = np.exp(np.array([1.5, 0, 0, 0]) / heard)
+    assert (unheard / unheard.sum()).max() < 0.995  # at 0.05 it was 1 - 3e-13
+    target = rng.integers(0, 4, 20_000)
+    logits = 3 * (2 * np.eye(4)[target] + rng.standard_normal((20_000, 4)))  # of which 2 / 3 are honest
+    assert fit_temperature(logits, target) == pytest.approx(1.5, rel=0.03)
+    assert fit_temperature(np.empty((0, 4)), np.empty(0, np.int64)) == 1
+    with pytest.raises(InputError, match="not finite"):
+        fit_temperature(np.where(np.arange(20_000) == 7, np.nan, logits.T).T, target)
+
+
+def test_calibrating_needs_clips_and_errors(
+    runs: Path, unheard: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Few clips or few errors are refused; errors enough for a guess are warned of, more are not."""
+    flags = ["--run", str(runs / "copy"), "--device", "cpu", "--tta", "1", "--input"]
+    assert predict([*flags, str(unheard), "--output", str(tmp_path / "judged.csv")]) == 0
+    with open(tmp_path / "judged.csv", newline="") as file:
+        judged = [(row["file"], row["label"]) for row in csv.DictReader(file)]
+    for clips, errors, status in ((6, 3, 2), (19, 10, 2), (60, 2, 2), (20, 3, 0), (60, 9, 0), (60, 10, 0)):
+        source = tmp_path / f"{errors} of {clips}"
+        for number, (name, label) in enumerate(judged[:clips]):
+            own = label if number >= errors else "yes" if label != "yes" else "no"
+            (source / own).mkdir(parents=True, exist_ok=True)
+            shutil.copy(unheard / name, source / own / name.replace("/", "-"))
+        assert calibrate([*flags, str(source)]) == status
+        error = capsys.readouterr().err
+        refused = f"judged wrongly: {errors} of {clips} clips; a temperature needs 3 errors or more among 20 clips"
+        assert (refused in error) == (status == 2)
+        assert (f"the temperature rests on {errors} errors" in error) == (status == 0 and errors < 10)
+
+
 def test_calibrated_confidence_reaches_predict_evaluate_and_export(
     runs: Path, unheard: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -106,7 +148,9 @@ def test_calibrated_confidence_reaches_predict_evaluate_and_export(
     assert "damaged" in capsys.readouterr().err
 
 
-def test_what_is_held_back_is_heard_by_no_fold(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_held_back_is_heard_by_no_fold(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whole speakers stay out of every fold's training but not of its validation, and calibrate the ensemble."""
     cache = Cache(find_cache("data/cache", 32, 32))
     mask = held_back(cache, 0.3)
@@ -125,7 +169,10 @@ def test_what_is_held_back_is_heard_by_no_fold(here: Path, tmp_path: Path, capsy
     with pytest.raises(InputError, match="leaves fold 0 no clip of"):
         select_fold(cache, "0", 0.5)
     run = ["--runs-dir", str(tmp_path), "--name", "held", "--fold", "all", "--epochs", "2", "--hold-back", "0.3"]
+    monkeypatch.setattr("train.record.FEW_ERRORS", 49)  # more than there are clips
     assert train([*TRAIN, *run]) == 0
+    said = re.findall(r"held/fold(.): its temperature rests on \d+ errors among 48 held-out", capsys.readouterr().err)
+    assert said == ["0", "1"]
     assert calibrate(["--run", str(tmp_path / "held"), "--device", "cpu", "--tta", "2"]) == 0
     assert f"{mask.sum()} clips" in capsys.readouterr().out
     assert calibrate(["--run", RUN, "--device", "cpu"]) == 2  # two hundredths of so few clips are none

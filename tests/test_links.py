@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 import soundfile
 from conftest import RATE, only_cache, synthesise
 
@@ -61,3 +62,18 @@ def test_what_is_no_file_costs_a_row(corpus: Path, build, tmp_path: Path) -> Non
     assert build()[0] == 1
     assert "yes/pipe.wav,not a regular file\n" in (only_cache(tmp_path / "cache") / "rejected.csv").read_text()
     assert "yes/pipe.wav" in list_recordings(str(corpus)).names
+
+
+@pytest.mark.parametrize("target", ["x.wav", "nowhere.wav", None])
+def test_background_recordings_that_cannot_be_read_are_refused(corpus: Path, build, target: str | None) -> None:
+    """A link to itself or to nowhere and a FIFO are named before any work, not left out of the views."""
+    path = corpus / "_background_noise_" / "x.wav"
+    path.parent.mkdir()
+    if target:
+        path.symlink_to(target)
+    else:
+        os.mkfifo(path)
+    status, output = build()
+    assert status == 2
+    assert output.strip().endswith("repair or remove it")
+    assert str(path) in output

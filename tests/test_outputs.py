@@ -1,13 +1,17 @@
-"""Results never take the place of what a command reads."""
+"""Results never take the place of what a command reads; a full disk and a killed writer leave no trace."""
 
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
+from train_helpers import mounted
 
-from cache.files import lies_in
+from cache.files import lies_in, write_atomic
 from tests.words_run import RUN
 
 COMMANDS = {  # command → the flags that name an output
@@ -120,3 +124,61 @@ def test_lies_in_follows_links_and_needs_no_file(tmp_path: Path) -> None:
     assert lies_in(tmp_path / "real", [tmp_path / "link"]) == tmp_path / "link"
     assert lies_in(tmp_path / "file", [tmp_path / "link", "\0"]) is None
     assert os.listdir(tmp_path / "real") == []
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("predict", ("--tta", "1", "--output")),
+        ("predict", ("--tta", "1", "--output", "p.csv", "--probabilities")),
+        ("evaluate", ("--json",)),
+        ("report", ("--split", "oof", "--output")),
+        ("audit", ("--output",)),
+        ("export", ("--format", "torch", "--tta", "1", "--check-clips", "1", "--output")),
+    ],
+)
+def test_full_disk_is_named(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: str, flags: tuple
+) -> None:
+    """Where a result does not fit on its disk, one line says which file it was, and nothing of it is left."""
+    main, folder = importlib.import_module(f"infer.{command}").main, tmp_path / "small"
+    with mounted(folder, "64k"):
+        (folder / "ballast").write_bytes(bytes(64 << 10))
+        assert main(["--run", RUN, *flags, str(folder / "result")]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith(f"error: {folder}/"), lines
+        assert lines[-1].endswith(": No space left on device; free some space")
+        left = {path.name for path in folder.rglob("*") if path.is_file()} - {"ballast"}
+        assert left <= {"lock", "job"}, "of a prediction that --resume continues"
+
+
+def test_full_output_is_named() -> None:
+    """What cannot be printed is one line too."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "train.recipes"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output: No space left on device; free some space\n"
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """The next result of that name removes it, but not what another process is writing."""
+    path = tmp_path / "[table].csv"
+    code = "import sys; from pathlib import Path; from cache.files import atomic_path\n"
+    code += "with atomic_path(Path(sys.argv[1])) as path:\n path.write_text('theirs'); print(flush=True); input()"
+    writers = []
+    for _ in range(2):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        writers.append(subprocess.Popen([sys.executable, "-c", code, path], cwd=ROOT, text=True, **pipes))
+        writers[-1].stdout.readline()
+    writers[0].kill()
+    writers[0].wait()
+    (tmp_path / ".other.0123abcd.tmp").touch()
+    assert len(list(tmp_path.iterdir())) == 3
+    write_atomic(path, b"ours")
+    assert path.read_text() == "ours"
+    assert len(list(tmp_path.glob(".*.tmp"))) == 2
+    writers[1].communicate("\n")
+    assert writers[1].returncode == 0
+    assert path.read_text() == "theirs"
+    assert [each.name for each in tmp_path.glob(".*.tmp")] == [".other.0123abcd.tmp"]

@@ -78,11 +78,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     ------
     OSError : the disk is full or the folder read-only; the previous checkpoint stays
     """
-    try:
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        try:
             torch.save({"version": VERSION, **content}, file)
-    except RuntimeError as error:  # torch's zip writer wraps the reason
-        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        except RuntimeError as error:  # torch's zip writer wraps the reason
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: Path, data: bytes | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cache.cli import printable
 from cache.index import TRAIN
 
 _EVERY_SECONDS = 0.5
@@ -31,7 +32,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print a line above the live one."""
-        self._console.print(text)
+        self._console.print(printable(text))
 
     def begin(self, trainer, record) -> None:
         """Say what is about to be trained, where."""

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.cli import InputError
+from cache.cli import FULL, InputError
 from cache.files import exclusive_lock, remove_leftovers, write_atomic
 from cache.index import Cache
-from train.calibration import fit_temperature
+from train.calibration import FEW_ERRORS, fit_temperature
 from train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
 from train.options import TrainOptions
 from train.world import World
@@ -46,13 +46,13 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
         where = Path(error.filename or folder)
         if not (where.is_relative_to(folder) or folder.is_relative_to(where)):
             raise  # of the cache, say
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             remedy = "free some space, and the same command continues from the last checkpoint"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             remedy = "choose another --runs-dir"
         else:
             raise
-        raise InputError(f"{folder}: cannot write ({error.strerror}); {remedy}") from error
+        raise InputError(f"{where}: cannot write ({error.strerror}); {remedy}") from error
 
 
 class Record:
@@ -118,6 +118,21 @@ class Record:
         if self.best["accuracy"] is None:
             return f"epoch {self.best['epoch']}, nothing held out"
         return f"best validation accuracy {self.best['accuracy']:.4f} (epoch {self.best['epoch']})"
+
+    def describe_doubt(self, held_out: int) -> str:
+        """Why the temperature of the best epoch is uncertain, in words; empty where it is not, or where there is none.
+
+        Parameters
+        ----------
+        held_out : clips that it was fitted on
+        """
+        errors = held_out - round((self.best["accuracy"] or 0.0) * held_out)
+        if not held_out or errors >= FEW_ERRORS:
+            return ""
+        return (
+            f"{self.folder}: its temperature rests on {errors} errors among {held_out} held-out clips, so that its "
+            "confidence is uncertain; infer.calibrate sets that of the ensemble"
+        )
 
     def _identity(self) -> dict[str, Any]:
         split = self.cache.index["split"]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import signal
+import sys
 import time
 from typing import Any
 
@@ -108,6 +109,9 @@ class _Session:
                     self.display.line(f"stopped at step {trainer.step}; the same command continues from here")
                     return 128 + (stop.number or signal.SIGTERM)
         self.display.line(f"fold {self.record.fold_name} done: {self.record.describe_best()}")
+        doubt = self.record.describe_doubt(len(self.trainer.fold.validation))
+        if doubt and self.world.speaks:
+            print(doubt, file=sys.stderr)
         return 0
 
     def _wish(self, stop: StopSignal) -> int:
