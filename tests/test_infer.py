@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from tests.conftest import RATE, ROOT, SMALL, write_corpus
-from tests.forked import command, ranks, start
+from tests.forked import Halt, command, ranks, start
 
 WORDS = ["no", "up", "yes"]
 MODEL = ("--model", "test_resnet", "--n-mels", "16")
@@ -200,7 +200,7 @@ def test_what_is_read_is_never_written_over(trained: Path, tmp_path: Path, capsy
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize(("block", "times", "tables"), [(512, 60, ()), (8, 12, ("--windows", "--probabilities"))])
+@pytest.mark.parametrize(("block", "times", "tables"), [(512, 30, ()), (8, 2, ("--windows", "--probabilities"))])
 def test_killed_prediction_goes_on_with_resume(
     trained: Path, tmp_path: Path, block: int, times: int, tables: tuple[str, ...]
 ) -> None:
@@ -214,10 +214,10 @@ def test_killed_prediction_goes_on_with_resume(
     def outputs(path: Path) -> list[object]:
         return ["--output", path, *(part for table in tables for part in (table, f"{path}{table}"))]
 
-    process = start("infer.predict", *flags, *outputs(out))
+    halt = Halt(".npz", 2, tmp_path / "halted")
+    process = start("infer.predict", *flags, *outputs(out), halt=halt)
     parts = tmp_path / ".out.csv.parts"
-    while not list(parts.glob("*.npz")) and process.poll() is None:
-        time.sleep(0.005)
+    process.wait_for(halt)
     process.kill()
     process.wait()
     finished = {path.name: path.stat().st_ino for path in parts.glob("*.npz")}
