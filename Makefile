@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 DEMO_RUN := --runs-dir runs --model resnet18 --n-mels 32
 
 .PHONY: setup demo test test-long lint bench-cache bench-train bench-infer
@@ -23,10 +24,10 @@ demo: setup # in demo/, never in data/
 	cd demo && $(BIN)/python -m infer.report $(DEMO_RUN) --folds all --tta 4 --input data/test
 
 test: setup
-	$(BIN)/python -m pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-long: setup
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.forked import ROOT, start
 
+# the same examples on every machine, however busy it is
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 __all__ = ["ROOT", "start"]  # for the test files
 MINI = ROOT.parent / "shared" / "data" / "mini"
 RATE = 16000

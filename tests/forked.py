@@ -1,4 +1,7 @@
-"""Commands as processes of their own, forked where torch and librosa are loaded: a start costs 0.1 s, not 5."""
+"""Commands as processes of their own, forked where torch and librosa are loaded: a start costs 0.1 s, not 5.
+
+``python -m tests.forked HALT -m module …`` runs a module in a process that halts; see :class:`Halt`.
+"""
 
 import atexit
 import contextlib
@@ -13,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -26,19 +30,17 @@ _PORTS = itertools.count(20_000 + os.getpid() % 100 * 100)  # below those that s
 
 
 @functools.cache
-def _server() -> Any:
-    """The context of the server, which is started in the checkout: what it imports is the checkout's."""
-    context, here = multiprocessing.get_context("forkserver"), os.getcwd()
+def server() -> Any:
+    """The multiprocessing context of the server; started in the checkout, it imports what is there."""
+    import pytest
+
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED.split())
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.chdir(ROOT)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")  # read where it is imported
         multiprocessing.forkserver.ensure_running()
-    finally:
-        os.chdir(here)
-        del os.environ["OMP_NUM_THREADS"]
-        os.environ |= {} if threads is None else {"OMP_NUM_THREADS": threads}
     return context
 
 
@@ -63,9 +65,51 @@ def _body(call: Callable[[], object], environment: dict[str, str], folder: str, 
         atexit._run_exitfuncs()
 
 
-def _main(module: str, argv: list[str]) -> None:
+class Halt:
+    """Where a process halts (SIGSTOP), once: before it gives a file its final name, or opens it.
+
+    A test that interrupts a command waits for this instead of for the right moment.
+
+    Parameters
+    ----------
+    name : end of the file's name
+    times : of the writes of it, before which to halt
+    note : a file that must not exist; it is made by the process that halts and holds its id
+    """
+
+    def __init__(self, name: str, times: int, note: Path | str) -> None:
+        self.name, self.times, self.note = name, int(times), Path(note)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.times}:{self.note}"
+
+    def arm(self) -> None:
+        """Watch what this process renames and opens for writing."""
+        sys.addaudithook(self._watch)
+
+    def _watch(self, event: str, arguments: tuple) -> None:
+        path = arguments[1] if event == "os.rename" else arguments[0] if event == "open" else None
+        if path is None or not str(path).endswith(self.name) or (event == "open" and "r" in (arguments[1] or "r")):
+            return
+        self.times -= 1
+        if self.times == 0 and not self.note.exists():
+            self.note.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def reached(self) -> int:
+        """The id of the process that has halted, or 0."""
+        if not self.note.exists() or not (pid := self.note.read_text()):
+            return 0
+        with contextlib.suppress(OSError):
+            return int(pid) if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T" else 0
+        return 0
+
+
+def _main(module: str, argv: list[str], halt: Halt | None = None) -> None:
     """``python -m module argv``."""
     sys.argv = [module, *argv]
+    if halt:
+        halt.arm()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
@@ -93,7 +137,7 @@ class Forked:
             reader, stdout = os.pipe()
         handles = DupFd(stdout), DupFd(stdout if stderr == subprocess.STDOUT else stderr)
         arguments = (call, dict(os.environ if env is None else env), str(cwd), *handles)
-        self._process = _server().Process(target=_body, args=arguments, daemon=True)
+        self._process = server().Process(target=_body, args=arguments, daemon=True)
         self._process.start()
         self.pid = self._process.pid
         self.stdout = None
@@ -124,10 +168,29 @@ class Forked:
         return output, None
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless the process has ended."""
+        """Send a signal, unless the process has ended; one that has halted goes on."""
         with contextlib.suppress(ProcessLookupError):
             if self.poll() is None:
                 os.kill(self.pid, number)
+                os.kill(self.pid, signal.SIGCONT)
+
+    def wait_for(self, halt: Halt) -> None:
+        """Wait until this process, or one below it, has halted; it must not end before."""
+        deadline = time.monotonic() + GUARD_SECONDS
+        while not halt.reached():
+            if self.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"not at {halt} after {GUARD_SECONDS} s, or at the end:\n{self._printed()}")
+            time.sleep(0.005)
+
+    def _printed(self) -> str:
+        """What lies in the pipe now."""
+        if self.stdout is None:
+            return ""
+        os.set_blocking(self.stdout.fileno(), False)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self.stdout.fileno(), 1 << 16).decode(errors="replace")
+        return ""
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -138,9 +201,9 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(module: str, *flags: object, **settings: Any) -> Forked:
+def start(module: str, *flags: object, halt: Halt | None = None, **settings: Any) -> Forked:
     """Start ``python -m module``; `settings` are those of :class:`Forked`."""
-    return Forked(functools.partial(_main, module, list(map(str, flags))), **settings)
+    return Forked(functools.partial(_main, module, list(map(str, flags)), halt), **settings)
 
 
 def command(module: str, folder: Path | str, *flags: object, env: dict[str, str] | None = None) -> tuple[int, str]:
@@ -171,3 +234,7 @@ def free_port() -> int:
             listener.bind(("127.0.0.1", port))
             return port
     raise AssertionError("unreachable")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[3], sys.argv[4:], Halt(*sys.argv[1].split(":")))

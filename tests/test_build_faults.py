@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, checksums, only_cache, start, write_corpus
 
 from cache.check import check_cache
-from tests.forked import GUARD_SECONDS, Forked
+from tests.forked import GUARD_SECONDS, Forked, Halt
 
 FLAGS = ("--n-mels", 64, "--n-fft", 1024, "--num-views", 6, "--clips-per-shard", 4, "--folds", 2)
 
@@ -34,9 +34,9 @@ def undisturbed(audio, tmp_path_factory) -> dict[str, bytes]:
     return checksums(cache_dir)
 
 
-def begin(audio: Path, cache_dir: Path, jobs: int = 1) -> Forked:
+def begin(audio: Path, cache_dir: Path, jobs: int = 1, halt: Halt | None = None) -> Forked:
     flags = ("--audio-dir", audio, "--cache-dir", cache_dir, "--jobs", jobs)
-    return start("pipeline.build_cache", *flags, *FLAGS)
+    return start("pipeline.build_cache", *flags, *FLAGS, halt=halt)
 
 
 def finish(audio: Path, cache_dir: Path, jobs: int = 1) -> str:
@@ -148,9 +148,9 @@ def test_workers_that_keep_dying_end_the_build(audio, tmp_path, undisturbed):
 
 def test_two_builds_at_once(audio, tmp_path, undisturbed):
     """The second says that the first is at work, changes nothing, and the first ends well."""
-    first = begin(audio, tmp_path)
-    wait_for(lambda: working(tmp_path), first)
-    os.kill(first.pid, signal.SIGSTOP)
+    halt = Halt(".json", 4, tmp_path / "halted")
+    first = begin(audio, tmp_path, halt=halt)
+    first.wait_for(halt)
     second = begin(audio, tmp_path)
     output, _ = second.communicate()
     os.kill(first.pid, signal.SIGCONT)
@@ -196,9 +196,9 @@ def test_disk_full_of_files(audio, tmp_path, undisturbed):
 def test_disk_full_of_bytes(audio, tmp_path, undisturbed):
     """No room for another shard's rows: it shows before they are computed, with the same outcome."""
     with small_disk(tmp_path, "size=100m"):
-        process = begin(audio, tmp_path)
-        wait_for(lambda: finished(tmp_path), process)
-        os.kill(process.pid, signal.SIGSTOP)
+        halt = Halt(".json", 4, tmp_path / "halted")
+        process = begin(audio, tmp_path, halt=halt)
+        process.wait_for(halt)
         with open(tmp_path / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
             while filler.write(bytes(1 << 16)):
                 pass

@@ -23,14 +23,14 @@ from infer.export import main as export
 from infer.predict import main as predict
 from infer.report import main as report
 from tests.conftest import RATE, synthesise
-from tests.words_run import RUN, WORDS
+from tests.words_run import RUN, TRAINING, WORDS
 from train.calibration import RANGE, fit_temperature
 from train.checkpoint import load_arrays, save_arrays
 from train.folds import held_back, select_fold
 from train.run import main as train
 from train.teacher import teacher_probs
 
-TRAIN = "--model test_resnet --n-mels 32 --batch-size 12 --device cpu --lr 0.003".split()
+TRAIN = TRAINING.split()
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_student_learns_what_the_teacher_said(runs: Path, capsys: pytest.Capture
         arrays["logits"] = np.roll(arrays["logits"], 1, axis=1)
         arrays["target"] = (arrays["target"] + 1) % len(cache.classes)
         save_arrays(path, **arrays)
-    flags = ["--runs-dir", str(runs), "--name", "student", "--epochs", "10", "--teacher", str(runs / "copy")]
+    flags = ["--runs-dir", str(runs), "--name", "student", "--teacher", str(runs / "copy")]
     assert train([*TRAIN, *flags, "--teacher-share", "1"]) == 0
     arrays = load_arrays(runs / "student/fold0/oof.npz")
     metrics = [json.loads(line) for line in (runs / "student/fold0/metrics.jsonl").read_text().splitlines()]

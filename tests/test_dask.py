@@ -1,33 +1,31 @@
 """A build over a Dask cluster of two worker processes, one of which is killed half-way."""
 
 import contextlib
+import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, checksums, start, write_corpus
+from conftest import checksums, start, write_corpus
+
+from tests.forked import GUARD_SECONDS, Forked, free_port
 
 pytest.importorskip("distributed", reason="pip install -e '.[dask]'")
 FLAGS = ("--n-mels", 64, "--n-fft", 1024, "--num-views", 6, "--clips-per-shard", 4, "--folds", 2)
 
 
-def dask(*arguments: str) -> subprocess.Popen:
+def dask(*arguments: str) -> Forked:
     """Start one of Dask's own commands, as a user would."""
-    command = [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(os.devnull, "w") as nowhere:
+        return start("distributed.cli." + arguments[0], *arguments[1:], stdout=nowhere.fileno())
 
 
 @contextlib.contextmanager
-def cluster(workers: int, scratch: Path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
+def cluster(workers: int, scratch: Path) -> Iterator[tuple[str, list[Forked]]]:
     """A scheduler and its workers on this machine; yields its address and the worker processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     processes = [dask("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")]
     try:
@@ -44,10 +42,10 @@ def cluster(workers: int, scratch: Path) -> Iterator[tuple[str, list[subprocess.
         processes += [dask("dask_worker", address, *flags) for _ in range(workers)]
         from distributed import Client
 
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + GUARD_SECONDS
         while True:
             with contextlib.suppress(OSError, TimeoutError), Client(address, timeout=2) as client:
-                client.wait_for_workers(workers, timeout=60)
+                client.wait_for_workers(workers, timeout=GUARD_SECONDS)
                 break
             assert time.monotonic() < limit
         yield address, processes[1:]
@@ -70,7 +68,7 @@ def test_same_bits_as_the_local_build_although_a_worker_dies(tmp_path: Path):
             time.sleep(0.001)
         workers[0].kill()
         done_before = len(list(tmp_path.glob("dask/*/shard-*.json")))
-        output, _ = build.communicate(timeout=120)
+        output, _ = build.communicate()
         assert build.returncode == 0, output
         assert workers[1].poll() is None
     assert done_before < 36, "the worker was killed half-way"

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,19 +15,11 @@ import pytest
 import soundfile
 import torch
 
-from tests.conftest import RATE, ROOT, SMALL, start, write_corpus
+from tests.conftest import RATE, ROOT, SMALL, write_corpus
+from tests.forked import Halt, command, ranks, start
 
 WORDS = ["no", "up", "yes"]
 MODEL = ("--model", "test_resnet", "--n-mels", "16")
-
-
-def command(module: str, folder: Path, *flags: object) -> tuple[int, str]:
-    """Run ``python -m module`` in `folder`; returns exit status and output."""
-    environment = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, flags)], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +131,8 @@ def test_ranks_give_the_bytes_of_one_process(trained: Path, tmp_path: Path) -> N
     names.write_text("\n".join(listed) + "\n")
     flags = ("--run", "runs/run0", "--input", names)
     assert command("infer.predict", trained, *flags, "--output", tmp_path / "one.csv")[0] == 0
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "-m", "infer.predict"]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, "--", *map(str, flags), "--output", str(tmp_path / "two.csv")],
-        cwd=trained, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    statuses, output = ranks(2, "infer.predict", trained, *flags, "--output", tmp_path / "two.csv")
+    assert statuses == [0, 0], output
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     assert [row["file"] for row in rows_of(tmp_path / "two.csv")] == listed
 
@@ -214,7 +200,7 @@ def test_what_is_read_is_never_written_over(trained: Path, tmp_path: Path, capsy
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize(("block", "times", "tables"), [(512, 60, ()), (8, 12, ("--windows", "--probabilities"))])
+@pytest.mark.parametrize(("block", "times", "tables"), [(512, 30, ()), (8, 2, ("--windows", "--probabilities"))])
 def test_killed_prediction_goes_on_with_resume(
     trained: Path, tmp_path: Path, block: int, times: int, tables: tuple[str, ...]
 ) -> None:
@@ -228,12 +214,11 @@ def test_killed_prediction_goes_on_with_resume(
     def outputs(path: Path) -> list[object]:
         return ["--output", path, *(part for table in tables for part in (table, f"{path}{table}"))]
 
-    process = start("infer.predict", *flags, *outputs(out))
+    halt = Halt(".npz", 2, tmp_path / "halted")
+    process = start("infer.predict", *flags, *outputs(out), halt=halt)
     parts = tmp_path / ".out.csv.parts"
-    deadline = time.monotonic() + 60
-    while not list(parts.glob("*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.wait_for(halt)
+    process.kill()
     process.wait()
     finished = {path.name: path.stat().st_ino for path in parts.glob("*.npz")}
     assert finished
@@ -265,7 +250,9 @@ def test_100_000_files_in_constant_memory(trained: Path, tmp_path: Path) -> None
         names = tmp_path / f"{count}.txt"
         names.write_text("\n".join(paths[n % len(paths)] for n in range(count)) + "\n")
         out = tmp_path / f"{count}.csv"
-        process = start("infer.predict", "--run", trained / "runs/run0", "--tta", 1, "--input", names, "--output", out)
+        flags = ("--run", trained / "runs/run0", "--tta", 1, "--input", names, "--output", out)
+        arguments = [sys.executable, "-m", "infer.predict", *map(str, flags)]
+        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0, process.stdout.read()
         peak[count] = usage.ru_maxrss / 1024

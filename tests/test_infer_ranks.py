@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from infer.calibrate import main as calibrate
 from infer.evaluate import main as evaluate
 from infer.predict import main as predict
 from tests.conftest import RATE, ROOT, synthesise
+from tests.forked import command, start, world
 from tests.words_run import RUN, WORDS
 from train.checkpoint import load_checkpoint, save_checkpoint
 
@@ -51,11 +50,9 @@ def views(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def torchrun(folder: Path, *commands: list[str]) -> tuple[int, str]:
     """Run commands, one after the other, on two ranks in the folders 0 and 1; returns exit status and output."""
     (folder / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launch, str(folder / "script.py"), json.dumps(commands)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+    launch = ("--standalone", "--nproc_per_node", 2, folder / "script.py", json.dumps(commands))
+    return command("torch.distributed.run", folder, *launch, env=environment)
 
 
 def test_a_file_that_arrives_between_two_ranks_shifts_nothing(views: Path) -> None:
@@ -89,8 +86,10 @@ def test_a_checkpoint_replaced_between_two_ranks_is_refused(views: Path) -> None
     path = views / "1" / RUN / "fold1/best.pt"
     save_checkpoint(path, {**load_checkpoint(path), "temperature": 1.25})
     flags = ["--run", RUN, "--device", "cpu", "--tta", "1", "--input", "in", "--output", f"{views}/out.csv"]
-    status, output = torchrun(views, ["infer.predict", *flags])
-    assert status != 0
+    ranks = [start("infer.predict", *flags, cwd=views / str(rank), env=env) for rank, env in enumerate(world(2))]
+    output = "".join(rank.communicate()[0] for rank in ranks)
+    assert "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert f"{RUN}/fold1/best.pt: rank 1 read another file than rank 0" in line
+    assert all(rank.returncode for rank in ranks)
     assert not (views / "out.csv").exists()

@@ -3,11 +3,8 @@
 import base64
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,8 @@ from infer.report import main
 from infer.report_data import Source
 from infer.report_page import embed, fill_template
 from infer.scoring import coverage, reliability
-from tests.conftest import RATE, ROOT, SMALL, synthesise, write_corpus
+from tests.conftest import RATE, SMALL, synthesise, write_corpus
+from tests.forked import command
 
 WORDS = ["<img src=x onerror=alert(1)>", "a'b\"&amp;c\u2028d", "no"]  # labels that must not act
 TEXTS = "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent)"
@@ -39,26 +37,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for word, name in tested:  # the same recording under every label: most of them will be judged wrongly
         (audio / word / name).write_bytes((audio / "no" / name).read_bytes())
     (audio / "testing_list.txt").write_text("\n".join("/".join(pair) for pair in tested))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     model = ("--model", "test_resnet", "--n-mels", "16", "--name", "run")
     training = ("--fold", "all", "--epochs", "2", "--batch-size", "16")
     for module, *flags in (("pipeline.build_cache", *SMALL, "--jobs", "1"), ("train.run", *model, *training)):
-        command = [sys.executable, "-m", module, *flags]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    misjudge(folder / "runs/run/fold0/oof.npz")
+        status, output = command(module, folder, *flags)
+        assert status == 0, output
+    misjudge(folder / "runs/run")
     return folder
 
 
-def misjudge(path: Path) -> None:
-    """Make a member surely wrong on 1, 2 and 3 clips of the three labels: there is something to choose from."""
+def misjudge(run: Path) -> None:
+    """Make fold 0 surely wrong on 2, 4 and 6 clips of the three labels, and the folds right on all others."""
     from train.checkpoint import load_arrays, save_arrays
 
-    arrays = load_arrays(path)
-    for target in range(3):
-        for clip in np.flatnonzero(arrays["target"] == target)[: target + 1]:
-            arrays["logits"][clip] = 10 * np.eye(3)[(target + 1) % 3]
-    save_arrays(path, **arrays)
+    for path, per_label in ((run / "fold0/oof.npz", 2), (run / "fold1/oof.npz", 0)):
+        arrays = load_arrays(path)
+        judged = arrays["target"].copy()
+        for target in range(3):
+            judged[np.flatnonzero(arrays["target"] == target)[: per_label * (target + 1)]] = (target + 1) % 3
+        arrays["logits"] = np.float32(np.linspace(9, 10, len(judged))[:, None] * np.eye(3)[judged])
+        save_arrays(path, **arrays)
 
 
 @pytest.fixture(scope="module")

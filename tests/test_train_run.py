@@ -18,7 +18,6 @@ from train_helpers import (
     build_tiny_cache,
     differing,
     metrics,
-    read_until,
     run,
     start_torchrun,
     state_of,
@@ -26,7 +25,8 @@ from train_helpers import (
     workers_of,
 )
 
-from cache.index import Cache
+from cache.index import Cache, write_index
+from tests.forked import Halt
 from train.models import create_model
 from train.run import main
 
@@ -66,7 +66,7 @@ def undisturbed(tiny: Cache, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def test_the_command(flags: tuple[str, ...], tmp_path: Path) -> None:
     """``python -m train.run`` trains, writes all files, names the next command, and then says that it is finished."""
     process = start("train.run", *TINY, *flags)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     folder = tmp_path / "runs" / "test_resnet-32x32" / "fold0"
     names = {path.name for path in folder.iterdir()}
@@ -155,12 +155,12 @@ def _kill_at_random(flags, folder: Path, *, count: int, kills: int, rng: random.
                 before = _time_of(last)
                 ranks.wait_until(lambda before=before: _time_of(last) != before)
             time.sleep(rng.uniform(0, 0.3))
-            ended = kills == 0 or not any(process.is_alive() for process in ranks.processes)
+            ended = kills == 0 or all(process.poll() is not None for process in ranks.processes)
             if not ended:
                 met = "fold 0: test_resnet" in ranks.output  # before, it takes a torchrun to notice that one is missing
                 ranks.kill(*rng.choice([(), (rng.randrange(count),)] if met else [()]))
                 kills -= 1
-            statuses = ranks.wait(180 if ended else 30)  # a rank that lost another ends soon
+            statuses = ranks.wait()  # a rank that lost another ends too
             assert "Traceback" not in ranks.output, ranks.output
             assert set(statuses) <= {0, 1, -signal.SIGKILL}, ranks.output
             ended = ended or statuses == [0] * count
@@ -181,10 +181,8 @@ def test_killed_at_random_moments(
     """SIGKILL of all ranks or of one, at any moment: the run resumes and ends with an undisturbed run's bits."""
     more = ("--epochs", "8", "--ema", "0.9")
     expected = undisturbed(*more, count=count)
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
     every = (*flags, *more, "--checkpoint-minutes", "0")
-    resumed = _kill_at_random(every, tmp_path, count=count, kills=kills, rng=random.Random(seed), expected=expected)
+    resumed = _kill_at_random(every, tmp_path, count=count, kills=kills, rng=random.Random(kills), expected=expected)
     assert resumed >= kills // 2
 
 
@@ -194,10 +192,12 @@ def test_one_rank_killed_under_torchrun(
     """``torchrun --max-restarts`` brings the run back, which resumes unasked and ends with the same bits."""
     more = ("--epochs", "8", "--ema", "0.9")
     launch = ("--standalone", "--max-restarts", "3", "--monitor-interval", "0.1")
-    process = start_torchrun(*flags, *more, "--name", "run", launch=launch)
-    read_until(process, "epoch   2")
+    halt = Halt("last.pt", 2, tmp_path / "halted")
+    process = start_torchrun(*flags, *more, "--name", "run", launch=launch, halt=halt)
+    process.wait_for(halt)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    os.kill(halt.reached(), signal.SIGCONT)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "resuming at epoch" in output
     assert "Traceback" not in output
@@ -211,10 +211,11 @@ def test_stopped_by_a_signal(
 ) -> None:
     """SIGTERM and Ctrl-C: checkpoint within an epoch, exit with 143 or 130, continue to the same bits, also of bf16."""
     more = ("--epochs", "8", "--ema", "0.9", "--amp", "bf16" if count == 1 else "off")
-    ranks = Ranks(*flags, *more, "--name", "run", count=count, log=tmp_path / "log")
-    ranks.wait_for("epoch   2")
+    halt = Halt("last.pt", 2, tmp_path / "halted")
+    ranks = Ranks(*flags, *more, "--name", "run", count=count, log=tmp_path / "log", halt=halt)
+    ranks.processes[0].wait_for(halt)
     ranks.kill(number=number)
-    assert ranks.wait(30) == [128 + number] * count, ranks.output
+    assert ranks.wait() == [128 + number] * count, ranks.output
     assert ranks.output.count("stopped at step") == 1
     statuses, output = run(*flags, *more, "--name", "run", count=count, log=tmp_path / "log")
     assert (statuses, "resuming at epoch" in output) == ([0] * count, True)
@@ -224,10 +225,12 @@ def test_stopped_by_a_signal(
 def test_agent_stopped_by_a_signal(flags: tuple[str, ...], tmp_path: Path, undisturbed: Callable[..., dict]) -> None:
     """SIGTERM to torchrun, as a cluster sends it, reaches the ranks, which write a checkpoint before they end."""
     more = ("--epochs", "8", "--ema", "0.9")
-    process = start_torchrun(*flags, *more, "--name", "run")
-    read_until(process, "epoch   2")
+    halt = Halt("last.pt", 2, tmp_path / "halted")
+    process = start_torchrun(*flags, *more, "--name", "run", halt=halt)
+    process.wait_for(halt)
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    os.kill(halt.reached(), signal.SIGCONT)
+    output, _ = process.communicate()
     assert output.count("stopped at step") == 1, output
     statuses, output = run(*flags, *more, "--name", "run", count=2, log=tmp_path / "log")
     assert (statuses, "resuming at epoch" in output) == ([0, 0], True)
@@ -237,8 +240,9 @@ def test_agent_stopped_by_a_signal(flags: tuple[str, ...], tmp_path: Path, undis
 def test_other_number_of_ranks(flags: tuple[str, ...], tmp_path: Path) -> None:
     """A run may go on with other ranks: it says that bits will differ, and the metrics have no gap or duplicate."""
     more = ("--epochs", "6", "--name", "run")
-    first = Ranks(*flags, *more, log=tmp_path / "log")
-    first.wait_for("epoch   2")
+    halt = Halt("last.pt", 2, tmp_path / "halted")
+    first = Ranks(*flags, *more, log=tmp_path / "log", halt=halt)
+    first.processes[0].wait_for(halt)
     first.kill(number=signal.SIGTERM)
     assert first.wait() == [143]
     statuses, output = run(*flags, *more, count=3, log=tmp_path / "log")
@@ -248,28 +252,40 @@ def test_other_number_of_ranks(flags: tuple[str, ...], tmp_path: Path) -> None:
     assert [(line["epoch"], line["step"]) for line in lines] == [(epoch, 6 * epoch) for epoch in range(1, 7)]
 
 
-def test_patience(flags: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.fixture
+def contrary(tiny: Cache, flags: tuple[str, ...], tmp_path: Path) -> tuple[str, ...]:
+    """Flags of a run whose held-out clips have others' labels: the more it learns, the worse its validation."""
+    folder = tmp_path / "cache" / tiny.folder.name
+    shutil.copytree(tiny.folder, folder)
+    clips = np.copy(tiny.clips)
+    clips["target"][clips["fold"] == 0] ^= 1
+    write_index(folder, clips, {key: value for key, value in tiny.index.items() if key not in ("schema", "clips")})
+    more = ("--epochs", "40", "--warmup-epochs", "0", "--lr", "0.003", "--ema", "0", "--name", "run")
+    return (*flags, "--cache-dir", str(folder.parent), *more)
+
+
+def test_patience(contrary: tuple[str, ...], tmp_path: Path) -> None:
     """A run ends when so many epochs were not better than the best; with more patience it goes on."""
-    more = ("--epochs", "40", "--warmup-epochs", "0", "--lr", "0.02", "--ema", "0", "--name", "run")
     for patience in (2, 3):
-        statuses, output = run(*flags, *more, "--patience", patience, count=2, log=tmp_path / "log")
+        statuses, output = run(*contrary, "--patience", patience, count=2, log=tmp_path / "log")
         assert statuses == [0, 0], output
         lines = metrics(tmp_path / "runs" / "run" / "fold0")
         ranked = [(line["val_accuracy"], -line["val_loss"]) for line in lines]
         assert len(lines) < 40
         assert len(lines) - 1 - ranked.index(max(ranked)) == patience
-        assert "is finished" in run(*flags, *more, "--patience", patience, log=tmp_path / "log")[1]
+        assert "is finished" in run(*contrary, "--patience", patience, log=tmp_path / "log")[1]
 
 
 def test_a_run_keeps_its_precision(
-    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    contrary: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that began in float32 goes on in it on a CPU that has instructions for bf16."""
-    for able, patience, expected in ((False, 1, "epoch   2"), (True, 0, "resuming at epoch 3")):
+    for able, patience, expected in ((False, 1, "epoch   1"), (True, 2, "resuming at epoch ")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able}, raising=False)
-        assert main([*TINY, *flags, "--lr", "1e-9", "--warmup-epochs", "0", "--patience", str(patience)]) == 0
+        assert main([*TINY, *contrary, "--patience", str(patience)]) == 0
         output = capsys.readouterr().out
         assert expected in output
+        assert "epoch  40" not in output
         assert "1 x cpu, float32" in output
 
 

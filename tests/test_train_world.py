@@ -21,6 +21,7 @@ from train_helpers import TINY, free_port
 import train.world
 from cache import cores
 from cache.cli import InputError
+from tests.forked import GUARD_SECONDS, server
 from train.data import Batches
 from train.run import main
 from train.world import StopSignal, World, is_out_of_memory, run_in_world
@@ -157,7 +158,7 @@ def _rank_at_work(rank: int, port: int, work: str, ready: multiprocessing.Simple
 
 
 def _ranks(work: str) -> list:
-    fork = multiprocessing.get_context("forkserver")
+    fork = server()
     ready, port = fork.SimpleQueue(), free_port()
     ranks = [fork.Process(target=_rank_at_work, args=(rank, port, work, ready)) for rank in (0, 1)]
     for process in ranks:
@@ -172,7 +173,7 @@ def test_long_work_survives_a_stop() -> None:
     for process in ranks:
         os.kill(process.pid, signal.SIGTERM)
     for process in ranks:
-        process.join(120)
+        process.join(GUARD_SECONDS)
     assert [process.exitcode for process in ranks] == [143, 143]
 
 
@@ -182,7 +183,7 @@ def test_rank_that_waits_for_a_dead_one_ends() -> None:
     os.kill(ranks[1].pid, signal.SIGKILL)
     os.kill(ranks[0].pid, signal.SIGTERM)
     for process in ranks:
-        process.join(120)
+        process.join(GUARD_SECONDS)
     assert [process.exitcode for process in ranks] == [143, -signal.SIGKILL]
 
 

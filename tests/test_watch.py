@@ -3,7 +3,6 @@
 import json
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, start
+from tests.forked import GUARD_SECONDS, ROOT, Halt, start
 from train.live import sparkline
 from train.watch import main
 
@@ -75,7 +74,7 @@ def test_terminal_view_refreshes_until_ctrl_c(tmp_path: Path) -> None:
     process = subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs, env=environment)
 
     def wait_for(text: str) -> None:
-        seen, deadline = "", time.monotonic() + 20
+        seen, deadline = "", time.monotonic() + GUARD_SECONDS
         while text not in seen and time.monotonic() < deadline:
             seen += os.read(ours, 65536).decode(errors="replace")
         assert text in seen
@@ -86,7 +85,7 @@ def test_terminal_view_refreshes_until_ctrl_c(tmp_path: Path) -> None:
             file.write(json.dumps(entry(2, 0.75)) + "\n")
         wait_for("2/3")
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(GUARD_SECONDS) == 0
     finally:
         process.kill()
 
@@ -101,23 +100,23 @@ def test_watching_a_run_that_is_killed_and_resumed(
     build()
     run = tmp_path / "runs/run"
     flags = ("--cache-dir", tmp_path / "cache", "--runs-dir", tmp_path / "runs", *FLAGS, "--tensorboard")
-    flags += ("--epochs", "40")  # long enough to be met at work on a fast machine
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # a tiny model on busy cores is faster so
-    process = start("train.run", *flags, env=one_thread)
-    try:
-        while not re.search(r"[2-9]/40", capsys.readouterr().out):
-            assert process.poll() is None, process.stdout.read()
-            if (run / "fold0").exists():
-                assert main([str(run), "--once"]) == 0
-    finally:
-        process.kill()
-        process.wait()
-    resumed = start("train.run", *flags, env=one_thread)
+    halt = Halt("last.pt", 3, tmp_path / "halted")
+    process = start("train.run", *flags, halt=halt)
+    while not halt.reached():
+        assert process.poll() is None, process.stdout.read()
+        if (run / "fold0").exists():
+            assert main([str(run), "--once"]) == 0
+    capsys.readouterr()
+    assert main([str(run), "--once"]) == 0
+    assert "3/4" in capsys.readouterr().out
+    process.kill()
+    process.wait()
+    resumed = start("train.run", *flags)
     assert "resuming" in resumed.communicate()[0]
     events = EventAccumulator(str(run / "fold0"))
     events.Reload()
     logged = [json.loads(line) for line in (run / "fold0/metrics.jsonl").read_text().splitlines()]
-    assert len(logged) == 40
+    assert len(logged) == 4
     for tag, key in (("accuracy/validation", "val_accuracy"), ("loss/train", "train_loss"), ("lr", "lr")):
         shown = [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(tag)]
         assert [(line["step"], line[key]) for line in logged] == shown

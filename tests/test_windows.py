@@ -19,6 +19,7 @@ from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from pipeline.stream import LoudestClip, read_blocks, windows
 from tests.conftest import RATE, ROOT, synthesise
+from tests.forked import ranks
 from tests.words_run import RUN, WORDS, hiss
 
 CONFIG = FeatureConfig(n_mels=32, n_frames=32)
@@ -154,11 +155,8 @@ def test_two_ranks_write_the_same_tables(here: Path, folder: Path, tmp_path: Pat
     flags = [*FLAGS, "--input", tmp_path / "list.txt", "--windows", tmp_path / "w.csv", "--output", tmp_path / "p.csv"]
     assert main(list(map(str, flags))) == 0
     tables = [(tmp_path / name).read_bytes() for name in ("w.csv", "p.csv")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "infer.predict", "--", *map(str, flags)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    statuses, output = ranks(2, "infer.predict", here, *flags)
+    assert statuses == [0, 0], output
     assert tables == [(tmp_path / name).read_bytes() for name in ("w.csv", "p.csv")]
 
 

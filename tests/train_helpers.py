@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, write_corpus
 
-from tests.forked import GUARD_SECONDS, Forked, free_port, start, world
+from tests.forked import GUARD_SECONDS, Forked, Halt, free_port, start, world
 
 __all__ = ["free_port"]  # for the test files
 TIMING = ("seconds", "clips_per_second")  # of metrics.jsonl: differ from run to run
@@ -62,6 +62,7 @@ class Ranks:
     count : how many ranks
     log : where all of them write
     folders : rank → working directory
+    halt : where rank 0 halts
     """
 
     def __init__(
@@ -70,15 +71,15 @@ class Ranks:
         count: int = 1,
         log: Path,
         folders: dict[int, Path] | None = None,
+        halt: Halt | None = None,
     ) -> None:
-        self.log = log
+        self.log, self.processes = log, []
         self._from = log.stat().st_size if log.exists() else 0
         environments = world(count) if count > 1 else [{**os.environ}]
         with open(log, "ab") as output:
-            self.processes = [
-                start("train.run", *TINY, *flags, cwd=(folders or {}).get(rank, ROOT), env=env, stdout=output.fileno())
-                for rank, env in enumerate(environments)
-            ]
+            for rank, environment in enumerate(environments):
+                settings = {"cwd": (folders or {}).get(rank, ROOT), "env": environment, "stdout": output.fileno()}
+                self.processes.append(start("train.run", *TINY, *flags, halt=None if rank else halt, **settings))
 
     @property
     def output(self) -> str:
@@ -111,14 +112,6 @@ class Ranks:
             self.processes[rank].send_signal(number)
 
 
-def read_until(process: Forked, text: str) -> None:
-    """Read a process's output up to the line that holds `text`."""
-    lines = [process.stdout.readline()]
-    while text not in lines[-1]:
-        assert lines[-1], f"no {text!r} in:\n{''.join(lines)}"
-        lines.append(process.stdout.readline())
-
-
 def run(*flags: object, count: int = 1, log: Path) -> tuple[list[int], str]:
     """Train with some ranks to the end; returns their exit statuses and output."""
     ranks = Ranks(*flags, count=count, log=log)
@@ -126,15 +119,20 @@ def run(*flags: object, count: int = 1, log: Path) -> tuple[list[int], str]:
 
 
 def start_torchrun(
-    *flags: object, count: int = 2, launch: tuple[str, ...] = (), environment: dict[str, str] | None = None
+    *flags: object,
+    count: int = 2,
+    launch: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+    halt: Halt | None = None,
 ) -> Forked:
     """Start ``torchrun --nproc_per_node count -m train.run``; `launch` holds further flags of torchrun.
 
-    The agent is forked; its workers are processes that begin with ``python``.
+    The agent is forked; its workers are processes that begin with ``python``, of which the first to reach it halts.
     """
     launch = launch or ("--standalone", "--monitor-interval", "0.1")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
-    arguments = ("--nproc_per_node", count, *launch, "-m", "train.run", *TINY, *flags)
+    module = ("-m", "tests.forked", halt, "-m", "train.run") if halt else ("-m", "train.run")
+    arguments = ("--nproc_per_node", count, *launch, *module, *TINY, *flags)
     return start("torch.distributed.run", *arguments, env=environment)
 
 
