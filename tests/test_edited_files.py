@@ -26,7 +26,7 @@ from infer.members import load_members
 from infer.report_data import read_curves
 from pipeline.build_cache import main as build
 from pipeline.sources import read_sources
-from tests.words_run import RUN
+from tests.words_run import RUN, TRAINING
 from train.checkpoint import load_arrays, load_checkpoint, save_arrays, save_checkpoint, taking_over
 from train.engine import Trainer
 from train.folds import select_fold
@@ -264,7 +264,7 @@ def test_empty_and_foreign_files(run: Path, capsys: pytest.CaptureFixture, name:
     from train.run import main as train
 
     (run / f"fold0/{name}").write_bytes(content)
-    again = "--model test_resnet --n-mels 32 --epochs 10 --batch-size 12 --device cpu --lr 0.003".split()
+    again = TRAINING.split()
     for main, flags in ((evaluate, ["--run", RUN]), (audit, ["--run", RUN]), (watch, [RUN, "--once"]), (train, again)):
         capsys.readouterr()
         status = main(flags)
