@@ -116,5 +116,5 @@ def test_weights_of_a_run_in_training_are_named(
     metrics = (fold / "metrics.jsonl").read_text().splitlines(keepends=True)
     (fold / "metrics.jsonl").write_text("".join(metrics[:lines]))
     assert predict(FLAGS) == 0
-    line = f"{RUN}/fold1/best.pt: the weights of epoch 3; training is at epoch 6 of 10\n"
+    line = f"{RUN}/fold1/best.pt: the weights of epoch 3; training is at epoch 6 of 20\n"
     assert capsys.readouterr().err == (line if expected else "")
