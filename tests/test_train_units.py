@@ -32,7 +32,8 @@ from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hard
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions, options_from
 from train.precision import amp_dtype, find_wrong_layer, training_dtype
-from train.world import StopSignal, World, run_in_world
+from train.stopping import StopSignal
+from train.world import World, run_in_world
 
 CPU = torch.device("cpu")
 

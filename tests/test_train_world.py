@@ -18,13 +18,15 @@ import torch.distributed as dist
 from conftest import ROOT
 from train_helpers import TINY, free_port
 
+import train.stopping
 import train.world
 from cache import cores
 from cache.cli import InputError
 from tests.forked import GUARD_SECONDS, server
 from train.data import Batches
 from train.run import main
-from train.world import StopSignal, World, is_out_of_memory, run_in_world
+from train.stopping import StopSignal
+from train.world import World, is_out_of_memory, run_in_world
 
 NCCL_REMOTE = (
     "NCCL error in: ../ProcessGroupNCCL.cpp:94, remote process exited or there was a network error, NCCL version 2.28\n"
@@ -136,7 +138,7 @@ def test_handshake_has_a_deadline() -> None:
 
 def _rank_at_work(rank: int, port: int, work: str, ready: multiprocessing.SimpleQueue) -> None:
     """Body of one of two ranks that are asked to stop: each has work that takes longer than the grace period."""
-    train.world._GRACE_SECONDS, train.world._BEAT_SECONDS = 3, 0.1
+    train.stopping._GRACE_SECONDS, train.stopping._BEAT_SECONDS = 3, 0.1
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in world.items()})
 

@@ -6,7 +6,8 @@ import shlex
 from cache.index import Cache, find_cache
 from train.options import TrainOptions
 from train.session import train_fold
-from train.world import StopSignal, World, run_in_world
+from train.stopping import StopSignal
+from train.world import World, run_in_world
 
 
 def train(options: TrainOptions) -> int:

@@ -20,7 +20,8 @@ from train.folds import select_fold
 from train.heard import heard_contents, own_checkpoint
 from train.options import TrainOptions
 from train.record import Record, opened_for_writing
-from train.world import ABORT, CONTINUE, SAVE, STOP, Agreement, StopSignal, World
+from train.stopping import StopSignal
+from train.world import ABORT, CONTINUE, SAVE, STOP, Agreement, World
 
 
 def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str, stop: StopSignal) -> int:
