@@ -60,7 +60,10 @@ def _body(call: Callable[[], object], environment: dict[str, str], folder: str, 
     os.chdir(folder)
     try:
         call()
-    finally:  # as an interpreter ends: multiprocessing leaves both out
+    except KeyboardInterrupt:  # as an interpreter ends
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:  # multiprocessing leaves both out
         threading._shutdown()
         atexit._run_exitfuncs()
 

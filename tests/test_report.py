@@ -23,7 +23,7 @@ from infer.scoring import coverage, reliability
 from tests.conftest import RATE, SMALL, synthesise, write_corpus
 from tests.forked import command
 
-WORDS = ["<img src=x onerror=alert(1)>", "a'b\"&amp;c\u2028d", "no"]  # labels that must not act
+WORDS = ["<img src=x onerror=alert(1)>", "a'b\"&amp;cd", "no"]  # labels that must not act
 TEXTS = "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent)"
 HOSTILE = ["</script><script>alert(1)</script>", "<!--", "]]>", "\u2028", "\"'&lt;", "@DATA@", "\udcff"]
 
