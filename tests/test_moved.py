@@ -103,7 +103,7 @@ def test_recordings_that_are_gone_are_counted(project: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("lines", "patience", "expected"),
-    [(6, 0, True), (6, 3, False), (6, 4, True), (10, 0, False), (0, 0, False)],
+    [(6, 0, True), (6, 3, False), (6, 4, True), (20, 0, False), (0, 0, False)],
 )
 def test_weights_of_a_run_in_training_are_named(
     lines: int, patience: int, expected: bool, project: Path, capsys: pytest.CaptureFixture

@@ -61,6 +61,11 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "classes": lambda value: type(value) is list and len(value) > 1 and all(map(_text, value)),
     "best": _best,
 }
+_LATER_ENTRIES = {  # which checkpoints of earlier versions lack
+    "heard": _heard,
+    "device": lambda value: value is None or _text(value),
+    "memory_format": lambda value: value is None or _text(value),
+}
 _ENTRIES_OF = {
     "best.pt": {
         **_ENTRIES,
@@ -108,7 +113,7 @@ def load_checkpoint(path: Path, data: bytes | None = None) -> dict[str, Any]:
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise InputError(f"{path}: checkpoint version {version}, this version reads {VERSION}; train again")
-    entries = {"heard": _heard, **_ENTRIES_OF.get(Path(path).name, {})}
+    entries = {**_LATER_ENTRIES, **_ENTRIES_OF.get(Path(path).name, {})}
     wrong = [key for key, holds in entries.items() if not holds(content.get(key))]
     if wrong:
         raise InputError(f"{path}: its entry {wrong[0]} is missing, or not what training writes; {_AGAIN}")
