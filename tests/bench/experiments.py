@@ -180,8 +180,8 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
     ),
     **{
         f"length-{epochs}": (
-            f"Mixup, masks and learning rate, {epochs} epochs: resnet18, 32 x 32, 600 clips each of bird cat five happy "
-            "left no stop zero, half of the speakers held out",
+            f"Mixup, masks and learning rate, {epochs} epochs: resnet18, 32 x 32, 600 clips each of bird cat five "
+            "happy left no stop zero, half of the speakers held out",
             "--n-mels 32 --folds 2",
             "--model resnet18 --n-mels 32 --batch-size 64",
         )
