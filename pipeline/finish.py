@@ -84,7 +84,7 @@ def plan_split(
         found = f"one label only ({classes[0]})" if classes else "no usable recording"
         raise InputError(f"{audio_dir}: {found}; a classifier needs recordings of two or more labels")
     for label in classes:
-        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in label):
+        if any(unicodedata.category(c) == "Cc" for c in label):
             raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename its folder")
     _check_spellings(audio_dir, classes)
     speakers = scan.speakers_of(clip_ids)

@@ -76,7 +76,7 @@ def test_predictions_and_rejected_files_with_carriage_returns(
 
 def test_labels_that_steer_a_terminal_are_refused(tmp_path: Path, corpus: Path, build: Callable) -> None:
     """Control characters in a label end the build in one plain line, whichever they are."""
-    for label in ("\x1b[31mred", "a\rb", "a\nb", "\x9b31m", "\u2028"):
+    for label in ("\x1b[31mred", "a\rb", "a\nb", "\x9b31m"):
         write_corpus(tmp_path / "audio", [label])
         status, output = build()
         assert status == 2
