@@ -12,6 +12,7 @@ from conftest import start
 from train_helpers import (
     TINY,
     Ranks,
+    build_tiny_cache,
     differing,
     metrics,
     mounted,
@@ -154,3 +155,11 @@ def test_hosts_that_do_not_share_the_run_folder(flags: tuple[str, ...], tmp_path
     ranks = Ranks(*relative, count=2, log=tmp_path / "log", folders=folders)
     assert ranks.wait() == [2, 2], ranks.output
     assert "ranks see different checkpoints" in only_error(ranks.output)
+
+
+def test_ranks_that_see_different_caches(tmp_path: Path) -> None:
+    """A cache that was rebuilt between two ranks' opening it is an error: clips would be mixed up."""
+    folders = {rank: build_tiny_cache(tmp_path / str(rank), per_word=25 + rank).parent for rank in range(2)}
+    ranks = Ranks("--cache-dir", "cache", count=2, log=tmp_path / "log", folders=folders)
+    assert ranks.wait() == [2, 2], ranks.output
+    assert "ranks see different clip tables" in only_error(ranks.output)

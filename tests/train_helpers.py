@@ -23,11 +23,11 @@ TINY = ("--n-mels", "32", "--model", "test_resnet", "--epochs", "3", "--batch-si
 TINY += ("--mixup", "0.2", "--spec-augment", "0.15")  # so that resuming has all streams to continue
 
 
-def build_tiny_cache(folder: Path) -> Path:
+def build_tiny_cache(folder: Path, per_word: int = 25) -> Path:
     """Build ``folder/cache``: 4 words of 25 clips by 5 speakers in 5 folds, 32 mels x 32 frames, 2 views."""
     from pipeline.build_cache import main
 
-    write_corpus(folder / "audio", ["yes", "no", "up", "down"], per_word=25, speakers=5)
+    write_corpus(folder / "audio", ["yes", "no", "up", "down"], per_word=per_word, speakers=5)
     flags = "--n-mels 32 --n-fft 1024 --num-views 2 --clips-per-shard 16 --folds 5 --jobs 1".split()
     assert main(["--audio-dir", str(folder / "audio"), "--cache-dir", str(folder / "cache"), *flags]) == 0
     return folder / "cache"

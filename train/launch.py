@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 
+from cache.cli import InputError
 from cache.index import Cache, find_cache
 from train.options import TrainOptions
 from train.session import train_fold
@@ -19,6 +20,8 @@ def _train(options: TrainOptions, world: World) -> int:
     world.split(options.batch_size)
     folder = find_cache(options.cache_dir, options.n_mels, options.n_frames, options.cache)
     cache = Cache(folder)
+    if len(set(world.gather(cache.index["clips"]["checksum"]))) > 1:
+        raise InputError(f"{folder}: ranks see different clip tables; was it rebuilt meanwhile? Start again")
     options = dataclasses.replace(options, n_mels=cache.config.n_mels, width=cache.config.n_frames)  # of --cache
     folds = range(cache.index["split"]["folds"]) if options.fold == "all" else [options.fold]
     stop = StopSignal(world)
