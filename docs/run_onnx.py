@@ -6,12 +6,11 @@ import sys
 import onnxruntime
 import soundfile
 
-if len(sys.argv) < 3:
-    raise SystemExit("python run_onnx.py model.onnx *.wav")
-session = onnxruntime.InferenceSession(sys.argv[1])
+model, *paths = sys.argv[1:] if sys.argv[2:] else sys.exit("python run_onnx.py model.onnx *.wav")
+session = onnxruntime.InferenceSession(model)
 about = session.get_modelmeta().custom_metadata_map
 classes, clip = json.loads(about["classes"]), session.get_inputs()[0].shape[1]
-for path in sys.argv[2:]:
+for path in paths:
     samples, rate = soundfile.read(path, frames=clip, fill_value=0, dtype="float32", always_2d=True)
     if rate != int(about["sample_rate"]):
         raise SystemExit(f"{path}: {rate} Hz; resample it to {about['sample_rate']} Hz")
