@@ -110,6 +110,7 @@ def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
     Expected are :class:`InputError` and ``OSError`` (missing file, full disk, no permission). Anything else is a
     bug and keeps its traceback. Ctrl-C ends with status 130. What the console has no characters for is escaped.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - Python has none where it was closed
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -27,7 +27,7 @@ from infer.evaluation import (
 from infer.members import Member
 from infer.options import ReportOptions
 from infer.scoring import coverage, reliability
-from pipeline.decode import read_clip
+from pipeline.decode import read_clip, reason_of
 from pipeline.features import LogMel
 from train.progress import read_run
 from train.world import World
@@ -169,7 +169,7 @@ def _media(path: str, log_mel: LogMel) -> dict[str, Any]:
     try:
         samples = read_clip(path, config).samples
     except (InputError, OSError) as error:
-        return {"error": str(error)}
+        return {"error": reason_of(error)}
     wav = io.BytesIO()
     soundfile.write(wav, samples, config.sample_rate, subtype="PCM_16", format="WAV")
     image = torch.empty(config.n_mels, config.n_frames)

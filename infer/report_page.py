@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from cache.cli import printable
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, printable
 from cache.files import write_atomic
 from infer.members import load_alike
 from infer.options import ReportOptions
@@ -36,7 +36,7 @@ def write_report(options: ReportOptions, world: World) -> int:
             options, members, world, lambda done, total: progress.update(task, completed=done, total=total)
         )
     if not world.speaks:
-        return 0
+        return EXIT_OK
     data = {
         "title": ", ".join(Path(run).name for run in options.run_folders),
         "classes": members[0].classes,
@@ -59,7 +59,7 @@ def write_report(options: ReportOptions, world: World) -> int:
         if described["dropped"]:
             shown = f"{len(described['worst'])} of {len(described['worst']) + described['dropped']} clips"
             console.print(f"{described['name']}: {shown} embedded, more would pass {MAX_BYTES / 1e6:.0f} MB")
-    return 0
+    return EXIT_INCOMPLETE if any(source.clips.unreadable for source in sources) else EXIT_OK
 
 
 def embed(worst: list, data: dict[str, Any], most: int) -> None:

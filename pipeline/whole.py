@@ -8,13 +8,14 @@ _MAX_CHUNKS = 10_000
 _STREAM = 2**31 - 4096  # bytes: programs that cannot know the length write 0, or numbers from here on
 _MAX_PAGE = 27 + 255 + 255 * 255  # bytes of an Ogg page
 _UNKNOWN = 0xFFFFFFFF
+_END_OF_STREAM = 4  # a bit of the flags of an Ogg page (RFC 3533)
 
 ReadAt = Callable[[int, int], bytes]
 """(first byte, count) -> the bytes, fewer at the end of the file."""
 
 
 def check_whole(read_at: ReadAt, size: int) -> None:
-    """InputError where a WAV has fewer bytes of samples than its header says, or an Ogg file ends within a page.
+    """InputError where a WAV has fewer bytes of samples than its header says, or an Ogg file lacks its end.
 
     A WAV written as a stream, whose header does not know the length, is taken as it is. libsndfile notices by itself
     where a FLAC is cut.
@@ -53,5 +54,5 @@ def _check_last_page(read_at: ReadAt, size: int) -> None:
     start = tail.rfind(b"OggS")
     page = tail[start:]
     segments = page[27 : 27 + page[26]] if len(page) > 26 else b""  # their lengths
-    if start >= 0 and (len(page) < 27 or len(page) < 27 + page[26] + sum(segments)):
-        raise InputError("cut short: it ends within a page of Ogg")
+    if start >= 0 and (len(page) < 27 or len(page) < 27 + page[26] + sum(segments) or not page[5] & _END_OF_STREAM):
+        raise InputError("cut short: it ends within a page of Ogg, or before the last one")

@@ -140,7 +140,7 @@ def test_any_sidecar(here: Path, run: Path) -> None:
         write_sealed(path, other)
         if 0 not in read_sources(folder, cache.config).shards and where[-1] == "missing":
             missing.add(where[0])
-        heard_contents(cache, np.arange(3), [])
+        heard_contents(cache, np.arange(3), 0, [])
     assert missing == sidecar.keys() - {"sources"}
     write_sealed(path, {**sidecar, "rows": 3})
     flags = "--n-mels 32 --n-fft 1024 --num-views 2 --folds 2 --jobs 1".split()

@@ -77,6 +77,7 @@ def test_a_moved_corpus_is_found_by_audio_dir(
     assert "name their --audio-dir" in error
     if judge is report:
         assert "4 of 4 clips have neither sound nor picture, such as " in error
+        assert ": No such file or directory; name" in error
         assert not any("audio" in clip for clip in worst("report.html"))
     if judge is export:
         assert "clips of generated signals" in out

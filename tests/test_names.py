@@ -172,6 +172,7 @@ def test_an_error_is_one_printable_line(monkeypatch, capsys) -> None:
     assert capsys.readouterr().err == "error: a\\nb\\x1b[31m\\u202e\\udcffé\n"
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", None)  # as Python starts where it is closed
     assert run_main(fail) == 2
     stream.flush()
     assert stream.buffer.getvalue().endswith(b"\\udcff\\xe9\n")

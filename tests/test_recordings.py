@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_cut_recordings_are_refused_alike(container: str, subtype: str, seconds:
         assert all(reason.startswith(("cut short: ", "not decodable: ")) for reason in refusals(path))
     path.write_bytes(whole)
     assert refusals(path) == [""] * 3
+
+
+def test_an_ogg_file_that_lacks_whole_pages_is_cut(tmp_path: Path) -> None:
+    """Only the last page ends the stream: one that ends with another page is refused, wherever that is."""
+    path, whole = tmp_path / "x.ogg", encoded("OGG", "VORBIS", 3)
+    pages = [match.start() for match in re.finditer(b"OggS", whole)]
+    assert len(pages) > 4
+    for length in pages[3:]:
+        path.write_bytes(whole[:length])
+        assert refusals(path) == ["cut short: it ends within a page of Ogg, or before the last one"] * 3
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

@@ -84,14 +84,14 @@ def test_what_weights_have_heard_before_counts(project: Path) -> None:
     """A run knows the clips that it was resumed and begun with; a copy that a test clip shares does not count."""
     cache = Cache(find_cache("data/cache", 32, 32))
     training = [select_fold(cache, fold).training for fold in "01"]
-    first, second = (set(heard_contents(cache, clips, []).tolist()) for clips in training)
+    first, second = (set(heard_contents(cache, clips, 0, []).tolist()) for clips in training)
     assert (len(first), len(second), len(first & second)) == (48, 48, 0)
     assert train([*TRAIN, "--name", "tuned", "--weights", f"{RUN}/fold1/best.pt"]) == 0
     for name in ("best.pt", "last.pt"):
         heard = load_checkpoint(project / "runs/tuned/fold0" / name)["heard"].tolist()
         assert set(heard) == set(load_checkpoint(project / RUN / "fold1/best.pt")["heard"].tolist()) | first
-    assert set(heard_contents(cache, training[1], [{"heard": heard}]).tolist()) == first | second
-    assert heard_contents(cache, training[1], [{}]) is None
+    assert set(heard_contents(cache, training[1], 0, [{"heard": heard}]).tolist()) == first | second
+    assert heard_contents(cache, training[1], 0, [{}]) is None
     tested = next((project / "data/audio").glob("yes/a0000008*"))
     heard = np.flatnonzero(cache.clips["clip_id"] == b"yes/a0000000_nohash_0.wav")[0]
     shutil.copyfile(project / "data/audio/yes/a0000000_nohash_0.wav", tested)
@@ -99,9 +99,21 @@ def test_what_weights_have_heard_before_counts(project: Path) -> None:
     cache = Cache(find_cache("data/cache", 32, 32))
     (fold,) = (fold for fold, clips in zip("01", training, strict=True) if heard in clips)
     clips = select_fold(cache, fold).training
-    assert len(heard_contents(cache, clips, [])) == len(clips) - 1
+    assert len(heard_contents(cache, clips, 0, [])) == len(clips) - 1
     sidecar_path(cache.folder, 0).unlink()
-    assert heard_contents(cache, clips, []) is None
+    assert heard_contents(cache, clips, 0, []) is None
+
+
+def test_a_copy_in_another_fold_is_heard(project: Path) -> None:
+    """What stands twice in a corpus, as through a link, has been heard by the fold that trains on one of the two."""
+    cache = Cache(find_cache("data/cache", 32, 32))
+    one, other = (project / "data/audio" / cache.clips["clip_id"][cache.clips["fold"] == k][0].decode() for k in (0, 1))
+    other.unlink()
+    other.symlink_to(one)
+    rebuild()
+    cache = Cache(find_cache("data/cache", 32, 32))
+    first, second = (heard_contents(cache, select_fold(cache, fold).training, 0, []).tolist() for fold in "01")
+    assert len(set(first) & set(second)) == 1
 
 
 def test_official_split_holds_nothing_back(corpus: Path, build: Callable, tmp_path: Path) -> None:

@@ -8,20 +8,24 @@ import numpy as np
 import torch
 
 from cache.cli import InputError
-from cache.index import Cache
+from cache.index import TEST, Cache
 from cache.shard import read_sidecars
 from train.checkpoint import load_checkpoint
+from train.folds import held_back
 
 
-def heard_contents(cache: Cache, training: np.ndarray, earlier: list[dict[str, Any]]) -> torch.Tensor | None:
+def heard_contents(
+    cache: Cache, training: np.ndarray, share: float, earlier: list[dict[str, Any]]
+) -> torch.Tensor | None:
     """The contents of the clips that a fold trains on, and of those that its weights have heard before.
 
-    A content is the first 64 bits of a file's SHA-256, as the sidecars of the cache's shards have it. One that another
-    clip of the corpus shares is left out: public corpora hold copies, and a test clip stays one.
+    A content is the first 64 bits of a file's SHA-256, as the sidecars of the cache's shards have it. One that a clip
+    of the split "test", or held back, shares is left out: public corpora hold copies, and a test clip stays one.
 
     Parameters
     ----------
     training : indices into the clip table [shape=(n,)]
+    share : of the clips that is held back, see `train.folds.held_back`
     earlier : the checkpoints that training goes on from
 
     Returns
@@ -35,7 +39,9 @@ def heard_contents(cache: Cache, training: np.ndarray, earlier: list[dict[str, A
     before = [checkpoint.get("heard") for checkpoint in earlier]
     if contents is None or any(part is None for part in before):
         return None
-    own = np.setdiff1d(contents[training], np.delete(contents, training))
+    kept = (cache.clips["split"] == TEST) | held_back(cache, share)
+    kept[training] = False  # the fold "none" trains on what others hold back
+    own = np.setdiff1d(contents[training], contents[kept])
     return torch.from_numpy(functools.reduce(np.union1d, before, own))
 
 

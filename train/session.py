@@ -61,7 +61,8 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
                 trainer.restore(saved["state"])
             display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
         if world.speaks:
-            record.heard = heard_contents(cache, fold.training, [saved] if saved else own_checkpoint(options.weights))
+            earlier = [saved] if saved else own_checkpoint(options.weights)
+            record.heard = heard_contents(cache, fold.training, options.hold_back, earlier)
             record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
             record.write_config(world)
         del saved
