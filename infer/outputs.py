@@ -11,6 +11,7 @@ from cache.index import Cache, list_caches
 from infer.corpus import find_corpus
 from infer.inputs import list_recordings
 from infer.options import MemberOptions
+from pipeline.decode import EXTENSIONS
 
 
 def output_path(path: str | Path, options: MemberOptions) -> Path:
@@ -21,9 +22,17 @@ def output_path(path: str | Path, options: MemberOptions) -> Path:
     InputError : it is, or lies in, what is read: a run, a cache, its corpus, a list; or it is a recording
     """
     output = in_folder(path)
-    if source := lies_in(output, _inputs(options, output.exists())):
+    if source := lies_in(output, _inputs(options, output.exists())) or _read_elsewhere(output):
         raise InputError(f"{path}: {source} is to be read, so it is not written over or into; choose another place")
     return output
+
+
+def _read_elsewhere(output: Path) -> Path | None:
+    """The recording that a path is, or the cache or run that it lies in, which no flag names."""
+    if output.exists() and output.name.lower().endswith(EXTENSIONS):
+        return output
+    parent, marks = Path(os.path.realpath(output.parent)), ("shard-*.h5", "fold*/*.pt", "fold*/oof.npz")
+    return next((folder for folder in (parent, *parent.parents) if any(any(folder.glob(mark)) for mark in marks)), None)
 
 
 def _inputs(options: MemberOptions, there: bool) -> Iterator[str | Path]:

@@ -99,6 +99,27 @@ def test_no_result_replaces_a_recording(here: Path, tmp_path: Path, capsys: pyte
     assert predict(["--run", RUN, *folder, "--tta", "1", "--output", str(tmp_path / "in/new.csv")]) == 0
 
 
+def test_no_result_replaces_what_other_commands_read(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Runs and caches that no flag names are known by what lies in them; a recording, by its name."""
+    from infer.audit import main
+
+    run = shutil.copytree(here / RUN, tmp_path / "other")
+    cache = shutil.copytree(next(here.glob("data/cache/*/")), tmp_path / "cache")
+    (tmp_path / "link").symlink_to(run / "fold0")
+    (tmp_path / "a.FLAC").touch()
+    before = content(tmp_path)
+    for name in (
+        "other/fold0/best.pt",
+        "other/new.csv",
+        "link/oof.npz",
+        f"cache/{next(cache.glob('*.npy')).name}",
+        "a.FLAC",
+    ):
+        assert main(["--run", RUN, "--output", str(tmp_path / name)]) == 2
+        assert "is to be read, so it is not written over or into" in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
 def test_cache_and_corpus_lie_apart(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A cache in the corpus, or the corpus in the cache's own folder, is refused; beside it, it is not."""
     from pipeline.build_cache import main
