@@ -88,7 +88,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             os.replace(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        lock.unlink()
+            lock.unlink()
 
 
 class _LostError(Exception):

@@ -119,12 +119,12 @@ def test_words_vary_and_keep_their_place():
 
 
 def test_existing_output_is_kept(tmp_path, capsys):
-    """A folder that holds anything is refused with one line and status 2; neither folder is touched."""
+    """A folder that holds anything is refused with one line and status 2; nothing is touched or left."""
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "mine.wav").write_bytes(b"precious")
     assert demo_corpus.main(["--out", str(tmp_path / "audio"), "--test-out", str(tmp_path / "test")]) == 2
     assert "exists and is not an empty folder" in capsys.readouterr().err
-    assert files(tmp_path) == {"test/mine.wav": b"precious"} | {".audio.lock": b""}
+    assert files(tmp_path) == {"test/mine.wav": b"precious"}
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ from cache.index import Cache
 from train.checkpoint import load_out_of_fold
 
 
-def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
     """Read what a fold that was trained from a cache said of its held-out clips.
 
     Returns
     -------
     clips : np.ndarray [shape=(n,), dtype=int64], indices into the clip table, each once
     logits : np.ndarray [shape=(n, classes), dtype=float64], finite, and so at any temperature
-    targets : np.ndarray [shape=(n,), dtype=int64], as the file has them
 
     Raises
     ------
@@ -39,4 +38,4 @@ def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.
             f"{names[finite.argmin()].decode(errors='replace')}, is not finite; train this fold again, with a lower "
             "--lr or --amp off"
         )
-    return clips, logits.astype(np.float64), arrays["target"]
+    return clips, logits.astype(np.float64)

@@ -36,8 +36,8 @@ def teacher_probs(run: str, cache: Cache) -> np.ndarray:
         path = Path(run) / f"fold{fold}" / "oof.npz"
         if not path.exists():
             raise InputError(f"--teacher: {path} is not there; the teacher needs all folds: train.run --fold all")
-        clips, logits, targets = read_held_out(path, cache)
-        probs[clips] = softmax(logits / fit_temperature(logits, targets), axis=1)
+        clips, logits = read_held_out(path, cache)
+        probs[clips] = softmax(logits / fit_temperature(logits, cache.clips["target"][clips]), axis=1)
     if not probs[cache.clips["split"] == TRAIN].any(axis=1).all():
         raise InputError(f"--teacher: the split of {cache.folder} holds only some clips out; it needs --split kfold")
     return probs
