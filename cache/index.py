@@ -6,6 +6,7 @@ structured NumPy array whose file name is its checksum, so that table and index 
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,17 @@ class Cache:
                 raise InputError(f"{path}: rebuilt since the cache was opened; run the same command again") from None
             self._mapped[shard] = mapped
         return self._mapped[shard]
+
+    def check_mapped(self) -> None:
+        """Look whether mapped shards have their length: what is cut within a page reads as zeros, without a signal.
+
+        Raises
+        ------
+        InputError : a shard is shorter than its rows
+        """
+        for shard in self._mapped.values():
+            if os.fstat(shard.file.fileno()).st_size < shard.offset + shard.rows.nbytes:
+                raise InputError(f"{shard.file.name}: cut short while in use; check it with python -m cache.verify")
 
     def gather(self, clips: np.ndarray, views: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Copy one view of each of some clips; where rows are not in memory, some batches are read from disk.

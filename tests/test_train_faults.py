@@ -86,6 +86,18 @@ def test_model_that_is_not_finite(tiny: Path) -> None:
         trainer.validate()
 
 
+def test_shard_that_is_cut_within_its_last_page(tiny: Path, tmp_path: Path) -> None:
+    """Memory has zeros there, and no signal comes: an epoch that may have read them is not kept."""
+    folder = Path(shutil.copytree(next(tiny.iterdir()), tmp_path / "cache"))
+    options, cache = TrainOptions(model="test_resnet", batch_size=12, amp="off"), Cache(folder)
+    trainer = Trainer(options, World(0, 0, 1, torch.device("cpu")), cache, select_fold(cache, "0"))
+    trainer.validate()
+    path = shard_path(folder, int(cache.clips["shard"][trainer.fold.validation[0]]))
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(InputError, match=f"{path.name}: cut short while in use; check it with"):
+        trainer.validate()
+
+
 def test_one_clip_that_is_not_finite(tiny: Path, flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
     """A poisoned clip on one rank: both skip the step and count it, and everything that is kept stays finite."""
     cache = _copy_with_nan(tiny, tmp_path, lambda fold: fold.training[17:18])

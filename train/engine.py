@@ -208,7 +208,7 @@ class Trainer:
 
         Raises
         ------
-        InputError : on all ranks, where a logit is not finite; names the clip
+        InputError : on all ranks, where a logit is not finite (names the clip); a shard of the cache was cut short
         """
         model = self.evaluated().eval()
         self.world.broadcast(self._averages[-1])  # BatchNorm's statistics: each rank has seen other clips
@@ -220,6 +220,7 @@ class Trainer:
                 clips.append(part)
                 logits.append(model(x).float().cpu())
         self.model.train()
+        self.cache.check_mapped()  # before anything of the epoch is kept
         parts = self.world.gather((np.concatenate(clips), torch.cat(logits).numpy()))
         clip, judged = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         order = np.argsort(clip)
