@@ -1,6 +1,5 @@
 """The corpus that members were trained on: its cache, what they may be judged by, and where its recordings lie now."""
 
-import hashlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError, printable
+from cache.cores import usable_cores
 from cache.index import TEST, Cache, list_caches
 from infer.inputs import Recordings, list_recordings
 from infer.members import Member
 from infer.options import EnsembleOptions, LabelledOptions
-from pipeline.decode import read_file
+from pipeline.decode import content_digest, read_file
 from train.folds import held_back
+from train.heard import as_contents
 
 
 def labelled_recordings(members: list[Member], options: LabelledOptions) -> Recordings:
@@ -59,14 +60,14 @@ def unheard(recordings: Recordings, members: list[Member], source: str) -> Recor
 def _contents(paths: list[str]) -> np.ndarray:
     """The content of each file as of `train.heard` [shape=(n,), dtype=int64]; zero where it cannot be read."""
 
-    def content(path: str) -> int:
+    def digest(path: str) -> str:
         try:
-            return int.from_bytes(hashlib.sha256(read_file(path)).digest()[:8], "big", signed=True)
+            return content_digest(read_file(path))
         except (InputError, OSError):
-            return 0  # judging will say why
+            return "0"  # judging will say why
 
-    with ThreadPoolExecutor() as pool:
-        return np.fromiter(pool.map(content, paths), np.int64, len(paths))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return as_contents(pool.map(digest, paths))
 
 
 def find_member_cache(member: Member, cache_dir: str) -> Cache:

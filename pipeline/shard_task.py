@@ -76,12 +76,12 @@ def _stop_if_orphan() -> None:
 
 def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]:
     """Decode one file; returns samples or None, content hash, flag bits, and the reason of a refusal or ""."""
-    from pipeline.decode import read_clip, read_file, reason_of
+    from pipeline.decode import content_digest, read_clip, read_file, reason_of
 
     digest = ""
     try:
         data = read_file(os.path.join(task.audio_dir, name))
-        digest = hashlib.sha256(data).hexdigest()[:16]
+        digest = content_digest(data)
         clip = read_clip(data, task.config)
     except InputError as error:
         return None, digest or "-", 0, str(error)

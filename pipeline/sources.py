@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
+from cache.cores import usable_cores
 from cache.shard import read_sidecars
-from pipeline.decode import read_file
+from pipeline.decode import content_digest, read_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +82,11 @@ def content_changed(sources: Sources, listing: np.ndarray, audio_dir: Path) -> l
     def changed(position: int) -> bool:
         path = Path(audio_dir) / listing["clip_id"][position].decode()
         try:
-            digest = hashlib.sha256(read_file(str(path))).hexdigest()[:16]
+            digest = content_digest(read_file(str(path)))
         except (InputError, OSError):
             return True  # building it again says why it cannot be read
         return digest.encode() != known["sha256"][position]
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         wrong = listed[np.fromiter(pool.map(changed, listed.tolist()), bool, len(listed))]
     return np.unique(known["shard"][wrong]).tolist()

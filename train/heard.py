@@ -1,6 +1,7 @@
 """What a model was trained on, by content: kept in its checkpoint, so that nobody judges it by the same recordings."""
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def heard_contents(
     return torch.from_numpy(functools.reduce(np.union1d, before, own))
 
 
+def as_contents(digests: Iterable[str]) -> np.ndarray:
+    """Contents [shape=(n,), dtype=int64] from 16 hexadecimal digits each."""
+    return np.array([int(digest, 16) for digest in digests], np.uint64).view(np.int64)
+
+
 def own_checkpoint(path: str | None) -> list[dict[str, Any]]:
     """The checkpoint of another run that ``--weights`` names, if it is one."""
     try:
@@ -65,5 +71,4 @@ def _contents(cache: Cache) -> np.ndarray | None:
         first[shard["number"]] = len(digests)
         clips = sidecar["clips"]
         digests += [digest for digest, reason in zip(clips["sha256"], clips["reason"], strict=True) if not reason]
-    contents = np.array([int(digest, 16) for digest in digests], np.uint64).view(np.int64)
-    return contents[first[cache.clips["shard"]] + cache.clips["row"]]
+    return as_contents(digests)[first[cache.clips["shard"]] + cache.clips["row"]]
