@@ -96,16 +96,15 @@ def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) ->
         wanted = min(len(there.paths), options.check_clips * (2 if options.int8 else 1))
         kept, unread = [], {}
         for index in np.linspace(0, len(there.paths) - 1, wanted).round().astype(int).tolist():
-            name = there.names[index]
             try:
-                kept.append((name, read_clip(there.paths[index], config).samples))
+                kept.append((index, read_clip(there.paths[index], config).samples))
             except (InputError, OSError) as error:
-                unread[name] = reason_of(error)
+                unread[there.names[index]] = reason_of(error)
     warn_of_unread(unread)
     if not kept:
         raise InputError(f"{source}: none of {wanted} recordings could be read; choose others with --check")
     read, others = (kept[::2], kept[1::2] or kept) if options.int8 else (kept, kept)
-    names, clips = [name for name, _ in read], np.stack([clip for _, clip in read])
+    names, clips = [there.names[index] for index, _ in read], np.stack([clip for _, clip in read])
     judge = Judge(members, first_views(options.tta), torch.device("cpu"))
     started = time.perf_counter()
     judged = list(judge.judge(clips, options.batch_size))
@@ -115,8 +114,7 @@ def _check(options: ExportOptions, members: list[Member], ensemble: Ensemble) ->
     for name, error in zip(names, [error for batch in judged for error in batch.errors], strict=True):
         if error:
             raise InputError(f"{name}: {error}; nothing was exported: train again, with a lower --lr or --amp off")
-    paths = dict(zip(there.names, there.paths, strict=True))
-    targets = _targets(Recordings([paths[name] for name in names], names), members, source)
+    targets = _targets(Recordings([there.paths[index] for index, _ in read], names), members, source)
     titles = ("", "MB", "clips/s", "largest difference", "same label", "accuracy")
     ranges = f"; int8 took its ranges from {len(others)} others" if options.int8 else ""
     table = Table(*titles, title=printable(f"CPU, {len(clips)} clips of {source}{ranges}"))

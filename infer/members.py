@@ -166,7 +166,7 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
     with taking_over(path):
         model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
         model.load_state_dict(saved["model"])
-    heard = saved.get("heard")
+    heard = saved.get("heard")  # None or a tensor, as load_checkpoint has seen to
     memory_format = memory_format_on(device, saved, model.eval(), config)
     return Member(
         run=run,
@@ -181,7 +181,7 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         calibrated=fold != "none" and not options.get("teacher"),
         hold_back=0.0 if fold == "none" else options.get("hold_back", 0.0),
         digest=hashlib.sha256(data).hexdigest(),
-        heard=heard.numpy() if isinstance(heard, torch.Tensor) else None,
+        heard=None if heard is None else heard.numpy(),
         epoch=saved["best"]["epoch"],
         options=options,
     )

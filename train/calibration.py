@@ -41,6 +41,8 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
     if not np.isfinite(logits).all():
         raise InputError("logits that are not finite have no temperature; train with a lower --lr or --amp off")
+    if not len(targets):
+        return 1.0
     rows = np.arange(len(targets))
     wide = logits.astype(np.float64)
 
@@ -48,4 +50,4 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
         surprise = -log_softmax(wide / np.exp(log_temperature), axis=1)[rows, targets].sum()
         return surprise + 0.5 * (log_temperature / _SPREAD) ** 2
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x)) if len(targets) else 1.0
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))

@@ -63,8 +63,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
 }
 _LATER_ENTRIES = {  # which checkpoints of earlier versions lack
     "heard": _heard,
-    "device": lambda value: value is None or _text(value),
-    "memory_format": lambda value: value is None or _text(value),
+    **dict.fromkeys(("device", "memory_format"), lambda value: value is None or _text(value)),
 }
 _ENTRIES_OF = {
     "best.pt": {
