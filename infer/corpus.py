@@ -9,7 +9,8 @@ import numpy as np
 
 from cache.cli import InputError, printable
 from cache.cores import usable_cores
-from cache.index import TEST, Cache, list_caches
+from cache.find import list_caches
+from cache.index import TEST, Cache
 from infer.inputs import Recordings, list_recordings
 from infer.members import Member
 from infer.options import EnsembleOptions, LabelledOptions

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cache.cli import InputError
 from cache.files import in_folder, lies_in
-from cache.index import Cache, list_caches
+from cache.find import list_caches
+from cache.index import Cache
 from infer.corpus import find_corpus
 from infer.inputs import list_recordings
 from infer.options import MemberOptions

@@ -22,7 +22,8 @@ from cache.check import check_cache
 from cache.cli import InputError, describe_error
 from cache.config import FeatureConfig
 from cache.files import atomic_path, read_sealed, write_sealed
-from cache.index import INDEX, Cache, clip_dtype, find_cache, write_index
+from cache.find import find_cache
+from cache.index import INDEX, Cache, clip_dtype, write_index
 from cache.rows import copy_rows, read_rows
 from cache.shard import map_shard, shard_path, sidecar_path, write_shard, write_sidecar
 

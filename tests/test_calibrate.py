@@ -13,7 +13,8 @@ import soundfile
 
 from cache.cli import InputError
 from cache.files import read_sealed
-from cache.index import Cache, find_cache
+from cache.find import find_cache
+from cache.index import Cache
 from infer.audit import main as audit
 from infer.auditing import suspects
 from infer.calibrate import main as calibrate

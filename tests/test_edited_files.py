@@ -16,7 +16,8 @@ from cache.check import check_cache
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import read_sealed, write_sealed
-from cache.index import INDEX, Cache, find_cache
+from cache.find import find_cache
+from cache.index import INDEX, Cache
 from cache.info import describe
 from cache.shard import sidecar_path
 from infer.corpus import find_member_cache

@@ -12,7 +12,8 @@ import pytest
 import soundfile
 import torch
 
-from cache.index import Cache, find_cache
+from cache.find import find_cache
+from cache.index import Cache
 from infer.audit import main as audit
 from infer.calibrate import main as calibrate
 from infer.engine import Judge

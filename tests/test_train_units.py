@@ -19,7 +19,8 @@ from scipy.special import betainc
 from timm.utils import ModelEmaV3
 
 from cache.cli import InputError, parse_flags
-from cache.index import Cache, find_cache
+from cache.find import find_cache
+from cache.index import Cache
 from cache.memory import poisoned_memory
 from tests.forked import GUARD_SECONDS, Forked, server
 from tests.train_helpers import build_tiny_cache, free_port

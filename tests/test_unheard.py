@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from cache.cli import InputError
-from cache.index import Cache, find_cache
+from cache.find import find_cache
+from cache.index import Cache
 from cache.shard import sidecar_path
 from infer.calibrate import main as calibrate
 from infer.corpus import cached_held_back

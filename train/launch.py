@@ -4,7 +4,8 @@ import dataclasses
 import shlex
 
 from cache.cli import InputError
-from cache.index import Cache, find_cache
+from cache.find import find_cache
+from cache.index import Cache
 from train.options import TrainOptions
 from train.session import train_fold
 from train.stopping import StopSignal
