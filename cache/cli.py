@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import errno
+import functools
 import io
 import math
 import os
@@ -128,6 +129,37 @@ def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def command(
+    options: type, options_from: Callable[[dict[str, Any]], Any] | None = None
+) -> Callable[[Callable[[Any], int]], Callable[..., int]]:
+    """Turn a function of options into the ``main(argv=None)`` of its entry module, whose docstring describes it.
+
+    What the flags cost to parse is all that ``--help`` costs: import the rest in the function.
+
+    Parameters
+    ----------
+    options : a dataclass for :func:`parse_flags`
+    options_from : makes the options of the flags that were given (default: ``options(**flags)``)
+
+    Returns
+    -------
+    a decorator; the function's result is the exit status
+    """
+
+    def entry(body: Callable[[Any], int]) -> Callable[..., int]:
+        module = sys.modules[body.__module__]
+        name = module.__spec__.name.removesuffix(".__main__")
+
+        @functools.wraps(body)
+        def main(argv: list[str] | None = None) -> int:
+            flags = parse_flags(options, argv, prog=f"python -m {name}", description=module.__doc__)
+            return run_main(lambda: body(options_from(flags) if options_from else options(**flags)))
+
+        return main
+
+    return entry
 
 
 def require(module: str, extra: str) -> Any:

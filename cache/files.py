@@ -108,7 +108,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
 
 
-def in_folder(path: str | Path) -> Path:
+def checked_output(path: str | Path) -> Path:
     """The path, if a file can be written to it.
 
     Raises

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, flag, parse_flags, printable, run_main
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, command, flag, printable
 
 if TYPE_CHECKING:
     from cache.index import Cache
@@ -20,22 +20,17 @@ class InfoOptions:
     cache_dir: str = flag("data/cache", "where cache folders are")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(InfoOptions)
+def main(options: InfoOptions) -> int:
     """Print one block of lines per cache; exit status 1 if one is damaged."""
-    flags = parse_flags(InfoOptions, argv, prog="python -m cache.info", description=__doc__)
+    from cache.check import cache_folders
 
-    def body() -> int:
-        """Describe every cache; returns the exit status."""
-        from cache.check import cache_folders
-
-        status = EXIT_OK
-        for folder in cache_folders(InfoOptions(**flags).cache_dir):
-            lines, readable = describe(folder)
-            print("\n".join(map(printable, lines)))
-            status = status if readable else EXIT_INCOMPLETE
-        return status
-
-    return run_main(body)
+    status = EXIT_OK
+    for folder in cache_folders(options.cache_dir):
+        lines, readable = describe(folder)
+        print("\n".join(map(printable, lines)))
+        status = status if readable else EXIT_INCOMPLETE
+    return status
 
 
 def describe(folder: Path) -> tuple[list[str], bool]:

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import sys
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, flag, parse_flags, printable, run_main
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, command, flag, printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,35 +18,27 @@ class VerifyOptions:
     repair: bool = flag(False, "remove damaged shards; the next build makes them again, and only them")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Name each damaged file on stderr; exit status 1 if there is any."""
-    flags = parse_flags(VerifyOptions, argv, prog="python -m cache.verify", description=__doc__)
+@command(VerifyOptions)
+def main(options: VerifyOptions) -> int:
+    """Name each damaged file on stderr, and with --repair remove it; exit status 1 if there is any."""
+    from cache.check import cache_folders, check_cache, remove_damaged
+    from cache.files import LOCK, exclusive_lock
 
-    def body() -> int:
-        """Check every cache, and remove what is damaged where that is asked for; returns the exit status."""
-        options = VerifyOptions(**flags)
-        from cache.check import cache_folders, check_cache, remove_damaged
-        from cache.files import LOCK, exclusive_lock
-
-        damaged = 0
-        for folder in cache_folders(options.cache_dir):
-            busy = f"{folder}: a build is at work here; wait for it"
-            with exclusive_lock(folder / LOCK, busy=busy) if options.repair else contextlib.nullcontext():
-                damages = check_cache(folder)
-                for damage in damages:
-                    print(printable(f"{damage.path}: {damage.why}"), file=sys.stderr)
-                if options.repair:
-                    remove_damaged(folder, damages)
-            print(printable(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}"))
-            damaged += len(damages)
-        if damaged:
-            done = "removed; build them again with" if options.repair else "remove them with --repair, then build with"
-            print(
-                f"{done} python -m pipeline.build_cache and the flags it was built with (cache.info)", file=sys.stderr
-            )
-        return EXIT_INCOMPLETE if damaged else EXIT_OK
-
-    return run_main(body)
+    damaged = 0
+    for folder in cache_folders(options.cache_dir):
+        busy = f"{folder}: a build is at work here; wait for it"
+        with exclusive_lock(folder / LOCK, busy=busy) if options.repair else contextlib.nullcontext():
+            damages = check_cache(folder)
+            for damage in damages:
+                print(printable(f"{damage.path}: {damage.why}"), file=sys.stderr)
+            if options.repair:
+                remove_damaged(folder, damages)
+        print(printable(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}"))
+        damaged += len(damages)
+    if damaged:
+        done = "removed; build them again with" if options.repair else "remove them with --repair, then build with"
+        print(f"{done} python -m pipeline.build_cache and the flags it was built with (cache.info)", file=sys.stderr)
+    return EXIT_INCOMPLETE if damaged else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from cache.cli import InputError, printable
 from cache.cores import usable_cores
 from cache.find import list_caches
 from cache.index import TEST, Cache
-from infer.inputs import Recordings, list_recordings
 from infer.members import Member
 from infer.options import EnsembleOptions, LabelledOptions
+from infer.recordings import Recordings, list_recordings
 from pipeline.decode import content_digest, read_file
-from train.folds import held_back
+from train.folds import calibration_clips
 from train.heard import as_contents
 
 
@@ -113,7 +113,7 @@ def cached_test_split(members: list[Member], options: EnsembleOptions) -> Record
     return _recordings(cache, names, options.audio_dir)
 
 
-def cached_held_back(members: list[Member], options: EnsembleOptions) -> Recordings:
+def cached_calibration_clips(members: list[Member], options: EnsembleOptions) -> Recordings:
     """The clips that no member was trained on, as files of the corpus.
 
     Raises
@@ -124,7 +124,7 @@ def cached_held_back(members: list[Member], options: EnsembleOptions) -> Recordi
     if any(member.split_digest != members[0].split_digest for member in members):
         raise InputError("the runs were trained on different splits and hold back different clips; use --input FOLDER")
     share = min(member.hold_back for member in members)
-    names = _names(cache, held_back(cache, share))
+    names = _names(cache, calibration_clips(cache, share))
     if not names:
         official = cache.index["split"]["split"] == "official"
         why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"

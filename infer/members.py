@@ -123,7 +123,7 @@ def load_alike(options: MemberOptions, world: World) -> list[Member]:
                 f"{path}: rank {rank} read another file than rank 0: it was replaced meanwhile; run this again, best "
                 "when its training has ended"
             )
-    if world.speaks:
+    if world.is_main:
         say_unfinished(members)
     return members
 

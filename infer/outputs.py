@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cache.cli import InputError
-from cache.files import in_folder, lies_in
+from cache.files import checked_output, lies_in
 from cache.find import list_caches
 from cache.index import Cache
 from infer.corpus import find_corpus
-from infer.inputs import list_recordings
 from infer.options import MemberOptions
+from infer.recordings import list_recordings
 from pipeline.decode import EXTENSIONS
 
 
@@ -22,7 +22,7 @@ def output_path(path: str | Path, options: MemberOptions) -> Path:
     ------
     InputError : it is, or lies in, what is read: a run, a cache, its corpus, a list; or it is a recording
     """
-    output = in_folder(path)
+    output = checked_output(path)
     if source := lies_in(output, _inputs(options, output.exists())) or _read_elsewhere(output):
         raise InputError(f"{path}: {source} is to be read, so it is not written over or into; choose another place")
     return output

@@ -83,3 +83,28 @@ def coverage(confidence: np.ndarray, right: np.ndarray, steps: int = 100) -> lis
     clips = len(right) - kept_from
     accuracy = np.where(clips > 0, rights / np.maximum(clips, 1), 1.0)
     return np.stack([clips / len(right), accuracy], axis=1).round(5).tolist()
+
+
+def suspects(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Clips that are probably of another label, by confident learning (Northcutt, Jiang & Chuang 2021).
+
+    A clip counts to a label where its probability is at least the mean that the clips of that label have. It is
+    suspected where the most probable of the labels that it counts to is not its own.
+
+    Parameters
+    ----------
+    probs : np.ndarray [shape=(n, classes)], of clips that the model did not train on
+    targets : np.ndarray [shape=(n,), dtype=int64]
+
+    Returns
+    -------
+    indices of the suspected clips, the most suspected first, and the target [shape=(n,)] that each clip counts to
+    """
+    counts = np.bincount(targets, minlength=probs.shape[1])
+    own = probs[np.arange(len(targets)), targets]
+    usual = np.bincount(targets, own, minlength=probs.shape[1]) / np.maximum(counts, 1)
+    counted = (probs >= usual) & (counts > 0)
+    likely = np.where(counted, probs, -1.0).argmax(axis=1)
+    margin = own - probs[np.arange(len(targets)), likely]
+    found = np.flatnonzero(counted.any(axis=1) & (likely != targets))
+    return found[np.argsort(margin[found], kind="stable")], likely

@@ -20,8 +20,8 @@ from pipeline.filterbank import mel_filterbank
 from pipeline.finish import earlier_cache, finish, plan_split
 from pipeline.lists import ClipList, read_clip_lists
 from pipeline.options import BuildOptions
+from pipeline.provenance import Provenance, content_changed, read_provenance
 from pipeline.shard_task import ShardTask
-from pipeline.sources import Sources, content_changed, read_sources
 
 _MARGIN = 64 << 20  # bytes that a build leaves free
 
@@ -64,13 +64,13 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
     if lies_in(folder, [audio_dir]) or lies_in(audio_dir, [folder]):
         raise InputError(f"{folder} and the corpus {audio_dir} must lie apart; choose another --cache-dir")
     with _writing(folder):
-        sources = read_sources(folder, config)
+        sources = read_provenance(folder, config)
         if len(sources.clips) and not np.isin(listing["clip_id"], sources.clips["clip_id"]).any():
             raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
         if options.check_content:
             for number in content_changed(sources, listing, audio_dir):
                 sidecar_path(folder, number).unlink()
-            sources = read_sources(folder, config)
+            sources = read_provenance(folder, config)
         known = sources.match(listing)
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         wanted = listing[new | (known["reason"] == b"")]
@@ -137,7 +137,7 @@ def feature_config(options: BuildOptions) -> FeatureConfig:
 
 
 def plan_shards(
-    folder: Path, config: FeatureConfig, todo: np.ndarray, sources: Sources, options: BuildOptions
+    folder: Path, config: FeatureConfig, todo: np.ndarray, sources: Provenance, options: BuildOptions
 ) -> list[ShardTask]:
     """Cut the clips to build into shards, which take the lowest free numbers.
 

@@ -3,22 +3,17 @@
 python -m pipeline.build_cache --n-mels 224
 """
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, parse_flags, run_main
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, command
 from pipeline.options import BuildOptions
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parse the flags, build, and say what was built."""
-    flags = parse_flags(BuildOptions, argv, prog="python -m pipeline.build_cache", description=__doc__)
+@command(BuildOptions)
+def main(options: BuildOptions) -> int:
+    """Build, and say what was built."""
+    from pipeline.report import build_with_progress
 
-    def body() -> int:
-        options = BuildOptions(**flags)
-        from pipeline.report import build_with_progress
-
-        summary = build_with_progress(options)
-        return EXIT_INCOMPLETE if summary.cache.index["counts"]["rejected"] and not options.skip_bad else EXIT_OK
-
-    return run_main(body)
+    summary = build_with_progress(options)
+    return EXIT_INCOMPLETE if summary.cache.index["counts"]["rejected"] and not options.skip_bad else EXIT_OK
 
 
 if __name__ == "__main__":

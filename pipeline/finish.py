@@ -15,8 +15,8 @@ from cache.tables import csv_table
 from pipeline import scan, split
 from pipeline.lists import TESTING, VALIDATION, ClipList, spelling
 from pipeline.options import BuildOptions
+from pipeline.provenance import read_provenance
 from pipeline.shard_task import FLAGS
-from pipeline.sources import read_sources
 
 REJECTED = "rejected.csv"
 
@@ -35,7 +35,7 @@ def finish(
     ----------
     earlier, lists : see :func:`plan_split`
     """
-    sources = read_sources(folder, config)
+    sources = read_provenance(folder, config)
     known = sources.match(listing)
     bad = known["reason"] != b""
     good = (known["shard"] >= 0) & ~bad

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = "tests.forked infer.exporting infer.prediction infer.report_data pipeline.build pipeline.pool train.launch"
+PRELOADED = (
+    "tests.forked infer.export.check infer.predict.blocks infer.report.data pipeline.build pipeline.pool train.launch"
+)
 PRELOADED += " h5py joblib librosa numba soundfile sklearn.model_selection soxr"
 GUARD_SECONDS = 300  # against a hang; no test counts on anything to be quicker
 _PORTS = itertools.count(20_000 + os.getpid() % 100 * 100)  # below those that systems give away by themselves

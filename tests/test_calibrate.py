@@ -15,19 +15,19 @@ from cache.cli import InputError
 from cache.files import read_sealed
 from cache.find import find_cache
 from cache.index import Cache
-from infer.audit import main as audit
-from infer.auditing import suspects
-from infer.calibrate import main as calibrate
+from infer.audit.__main__ import main as audit
+from infer.audit.table import suspects
+from infer.calibrate.__main__ import main as calibrate
 from infer.ensemble import tempered
-from infer.evaluate import main as evaluate
-from infer.export import main as export
-from infer.predict import main as predict
-from infer.report import main as report
+from infer.evaluate.__main__ import main as evaluate
+from infer.export.__main__ import main as export
+from infer.predict.__main__ import main as predict
+from infer.report.__main__ import main as report
 from tests.conftest import RATE, synthesise
 from tests.words_run import RUN, TRAINING, WORDS
 from train.calibration import RANGE, fit_temperature
 from train.checkpoint import load_arrays, save_arrays
-from train.folds import held_back, select_fold
+from train.folds import calibration_clips, select_fold
 from train.run import main as train
 from train.teacher import teacher_probs
 
@@ -154,7 +154,7 @@ def test_what_is_held_back_is_heard_by_no_fold(
 ) -> None:
     """Whole speakers stay out of every fold's training but not of its validation, and calibrate the ensemble."""
     cache = Cache(find_cache("data/cache", 32, 32))
-    mask = held_back(cache, 0.3)
+    mask = calibration_clips(cache, 0.3)
     clips = cache.clips
     outside = clips[(clips["split"] == 0) & ~mask]
     assert 0.1 < mask.sum() / (clips["split"] == 0).sum() <= 0.3
@@ -166,7 +166,7 @@ def test_what_is_held_back_is_heard_by_no_fold(
         assert len(chosen.validation) == (clips["fold"] == int(fold)).sum()
     assert mask[select_fold(cache, "none", 0.3).training].sum() == mask.sum()  # it trains on everything
     cache.clips = np.copy(clips)
-    cache.clips["target"] = held_back(cache, 0.5)  # a class of nobody else
+    cache.clips["target"] = calibration_clips(cache, 0.5)  # a class of nobody else
     with pytest.raises(InputError, match="leaves fold 0 no clip of"):
         select_fold(cache, "0", 0.5)
     run = ["--runs-dir", str(tmp_path), "--name", "held", "--fold", "all", "--epochs", "2", "--hold-back", "0.3"]

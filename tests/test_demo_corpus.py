@@ -10,8 +10,17 @@ import pytest
 import soundfile
 
 from cache.cli import InputError
-from pipeline import demo_corpus
-from pipeline.speech import ACCENTS, WORDS, Voice, open_voice, render_clip, speak_clips, trim_silence, voice_variants
+from pipeline.demo_corpus import __main__ as demo_corpus
+from pipeline.demo_corpus.speech import (
+    ACCENTS,
+    WORDS,
+    Voice,
+    open_voice,
+    render_clip,
+    speak_clips,
+    trim_silence,
+    voice_variants,
+)
 
 pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed: pip install -e '.[demo]'")
 FLAGS = ["--speakers", "6", "--test-speakers", "3", "--clips-per-word", "2", "--words", "yes,seven,marvin"]
@@ -151,7 +160,8 @@ def test_default_is_the_public_vocabulary():
 
 def test_missing_extra_is_named(tmp_path):
     """Without espeakng-loader the command says which extra to install, and leaves nothing behind."""
-    code = "import sys; sys.modules['espeakng_loader'] = None; from pipeline.demo_corpus import main; sys.exit(main())"
+    code = "import sys; sys.modules['espeakng_loader'] = None; "
+    code += "from pipeline.demo_corpus.__main__ import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "--out", str(tmp_path / "a"), "--test-out", str(tmp_path / "b")],
         cwd=Path(__file__).parents[1],

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from cache.cli import InputError
-from pipeline import archive, download
+from pipeline.download import __main__ as download
+from pipeline.download import archive
 
 ROOT = Path(__file__).parents[1]
 NAME = "speech-commands-v0.01"

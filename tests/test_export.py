@@ -14,10 +14,10 @@ import soundfile
 import torch
 
 from cache.config import FeatureConfig
-from infer.export import main
+from infer.export.__main__ import main
+from infer.export.graph import GRAPH_VIEWS, GraphLogMel, WaveformEnsemble
 from infer.members import Member
 from infer.views import VIEWS, first_views
-from infer.waveform import GRAPH_VIEWS, GraphLogMel, WaveformEnsemble
 from pipeline.decode import MAX_LEVEL, read_clip
 from pipeline.features import LogMel
 from tests.conftest import RATE, ROOT, synthesise
@@ -59,7 +59,7 @@ def recordings(words: Path) -> Path:
 
 def predicted(here: Path, recordings: Path) -> tuple[np.ndarray, np.ndarray]:
     """Clips (n, samples) and what predict says of them (n, classes)."""
-    from infer.predict import main as predict
+    from infer.predict.__main__ import main as predict
 
     flags = ["--run", RUN, "--input", recordings, "--device", "cpu", "--probabilities", "matrix.csv"]
     assert predict(list(map(str, flags))) == 0
@@ -243,7 +243,7 @@ def test_members_of_different_clip_lengths_are_refused() -> None:
 @pytest.mark.parametrize("model", ["resnet18", "dla60_res2next", "test_vit"])
 def test_models_export(model: str, tmp_path: Path, runtime) -> None:
     """Other kinds of models go through the same exporter, and onnxruntime agrees with torch."""
-    from infer.exported import run_onnx, write_onnx
+    from infer.export.formats import run_onnx, write_onnx
     from train.models import create_model
 
     config = FeatureConfig(n_mels=64, n_frames=64)

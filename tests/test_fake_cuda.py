@@ -16,7 +16,7 @@ import train.engine
 import train.precision
 from cache.config import FeatureConfig
 from cache.index import Cache
-from infer.engine import Judge
+from infer.judge import Judge
 from infer.members import Member, memory_format_on
 from infer.views import first_views
 from tests.words_run import RUN
@@ -103,7 +103,7 @@ def test_validation_and_prediction(tiny: Path, device: torch.device, monkeypatch
     trainer = make_trainer(tiny, monkeypatch)
     assert trainer.validate()["logits"].shape == (20, 4)
     config, views = trainer.cache.config, first_views(2)
-    member = Member("run", "0", tiny, config, list("abcd"), "", 1.0, trainer.evaluated().eval())
+    member = Member("run", "0", tiny, config, list("abcd"), "", 1.0, trainer.eval_model().eval())
     judge = Judge([member], views, device)
     row = torch.zeros(len(views), config.n_mels, config.n_frames, dtype=torch.float16)
     assert judge._forward([([row], ""), ([], "unreadable")]).probs.shape == (1, len(views), 2, 4)

@@ -177,8 +177,8 @@ def test_odd_names_are_judged_alike_with_and_without_windows(trained: Path, tmp_
 
 def test_what_is_read_is_never_written_over(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A table replaces neither a recording, a list, a device nor another table of the same prediction."""
-    from infer.evaluate import main as evaluate
-    from infer.predict import main
+    from infer.evaluate.__main__ import main as evaluate
+    from infer.predict.__main__ import main
 
     clip = shutil.copy(next((trained / "data/audio").glob("yes/*.wav")), tmp_path / "clip.wav")
     names, pipe = tmp_path / "list.txt", tmp_path / "pipe"
@@ -302,7 +302,7 @@ def test_evaluate_test_split_and_folder_agree(trained: Path, tmp_path: Path) -> 
 
 def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -> None:
     """Without a flag that names a run, the only one is taken; one that was asked for by its model is not replaced."""
-    from infer.predict import main
+    from infer.predict.__main__ import main
 
     shutil.copytree(trained / "runs" / "run0", tmp_path / "only")
     flags = ("--runs-dir", str(tmp_path), "--cache-dir", str(trained / "data/cache"), "--device", "cpu")
@@ -329,7 +329,7 @@ def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -
 )
 def test_bad_flags_are_one_clear_line(trained, monkeypatch, capsys, flags: tuple[str, ...], expected: str) -> None:
     """Each mistake gives exit status 2 and one line that names it."""
-    from infer.predict import main
+    from infer.predict.__main__ import main
 
     monkeypatch.chdir(trained)
     assert main(flags) == 2

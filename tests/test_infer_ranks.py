@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from infer.calibrate import main as calibrate
-from infer.evaluate import main as evaluate
-from infer.predict import main as predict
+from infer.calibrate.__main__ import main as calibrate
+from infer.evaluate.__main__ import main as evaluate
+from infer.predict.__main__ import main as predict
 from tests.conftest import RATE, ROOT, synthesise
 from tests.forked import command, start, world
 from tests.words_run import RUN, WORDS
@@ -22,7 +22,7 @@ SCRIPT = """
 import importlib, json, os, sys
 os.chdir(os.environ["RANK"])  # where each rank finds its own state of the files
 for module, *flags in json.loads(sys.argv[-1]):
-    status = importlib.import_module(module).main(flags)
+    status = importlib.import_module(f"{module}.__main__").main(flags)
     if status:
         sys.exit(status)
 """

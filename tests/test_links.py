@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from conftest import RATE, only_cache, synthesise
 
-from infer.inputs import list_recordings
+from infer.recordings import list_recordings
 from pipeline.scan import scan_corpus
 
 

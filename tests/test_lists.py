@@ -12,7 +12,7 @@ from conftest import RATE, only_cache, synthesise
 
 from cache.cli import InputError
 from cache.index import TEST, Cache
-from infer.inputs import Recordings, list_recordings
+from infer.recordings import Recordings, list_recordings
 
 NFC, NFD = (lambda text: unicodedata.normalize("NFC", text)), (lambda text: unicodedata.normalize("NFD", text))
 NAMES = [f"{word}/a0000003_nohash_{n}.wav" for word in ("no", "up", "yes") for n in range(2)]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer.calibrate import main as calibrate
-from infer.evaluate import main as evaluate
-from infer.export import main as export
-from infer.predict import main as predict
-from infer.report import main as report
+from infer.calibrate.__main__ import main as calibrate
+from infer.evaluate.__main__ import main as evaluate
+from infer.export.__main__ import main as export
+from infer.predict.__main__ import main as predict
+from infer.report.__main__ import main as report
 from tests.words_run import RUN, rebuild
 from train.checkpoint import load_arrays, load_checkpoint, save_arrays, save_checkpoint
 

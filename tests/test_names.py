@@ -56,7 +56,7 @@ def test_predictions_and_rejected_files_with_carriage_returns(
     here: Path, tmp_path: Path, corpus: Path, build: Callable
 ) -> None:
     """Each file is one row of its table, whatever its name."""
-    from infer.predict import main
+    from infer.predict.__main__ import main
 
     clip = here / "data/audio/yes/a0000001_nohash_0.wav"
     (tmp_path / "in").mkdir()
@@ -119,7 +119,7 @@ def test_escapes_in_names_are_not_printed(here: Path, tmp_path: Path, capsys, mo
         save_checkpoint(fold / "best.pt", {**load_checkpoint(fold / "best.pt"), "classes": labels})
         save_arrays(fold / "oof.npz", **{**load_arrays(fold / "oof.npz"), "classes": np.array(labels)})
     assert infer.members.trained_folds(RUN, "all") == ["0", "1"]
-    main = importlib.import_module(f"infer.{command}").main
+    main = importlib.import_module(f"infer.{command}.__main__").main
     assert main(["--run", RUN]) == 0
     recording = tmp_path / "in/\x1b[31mlabel/\x1b[31m.wav"
     recording.parent.mkdir(parents=True)
@@ -132,8 +132,8 @@ def test_escapes_in_names_are_not_printed(here: Path, tmp_path: Path, capsys, mo
 
 def test_labels_like_the_tables_own_words(here: Path, monkeypatch, capsys) -> None:
     """A table that could not be told apart is refused before any work: a column twice, or two kinds of unknown."""
-    from infer import prediction
     from infer.options import PredictOptions
+    from infer.predict import blocks as prediction
 
     for classes, flags, expected in (
         (["file", "yes"], {"probabilities": "p.csv"}, "called file, and so is a label"),
@@ -145,14 +145,9 @@ def test_labels_like_the_tables_own_words(here: Path, monkeypatch, capsys) -> No
 
 
 def test_consoles_without_the_characters(tmp_path: Path) -> None:
-    """On a console that knows ASCII only, output and errors are escaped, and the live view has plain bars."""
-    (tmp_path / "run/fold0").mkdir(parents=True)
-    numbers = '"lr": 1, "train_loss": 1, "train_accuracy": 1, "clips_per_second": 1, "val_loss": 1'
-    lines = [f'{{"epoch": {n}, {numbers}, "val_accuracy": 0.{n}}}\n' for n in (1, 2, 3)]
-    (tmp_path / "run/fold0/metrics.jsonl").write_text("".join(lines))
+    """On a console that knows ASCII only, output and errors are escaped."""
     environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "LANG": "C", "PATH": "/usr/bin:/bin"}
-    calls = [(["train.recipes"], 0, "best"), (["train.watch", "run", "--once"], 0, "_=#")]
-    calls.append((["cache.info", "--cache-dir", "é"], 2, "error: \\xe9: no such folder"))
+    calls = [(["train.recipes"], 0, "best"), (["cache.info", "--cache-dir", "é"], 2, "error: \\xe9: no such folder")]
     for flags, status, expected in calls:
         for optimise in ("-B", "-OO"):
             command = [sys.executable, optimise, "-m", *flags]

@@ -14,16 +14,16 @@ import torch
 
 from cache.find import find_cache
 from cache.index import Cache
-from infer.audit import main as audit
-from infer.calibrate import main as calibrate
-from infer.engine import Judge
-from infer.evaluate import main as evaluate
-from infer.export import main as export
+from infer.audit.__main__ import main as audit
+from infer.calibrate.__main__ import main as calibrate
+from infer.evaluate.__main__ import main as evaluate
+from infer.export.__main__ import main as export
+from infer.export.graph import WaveformEnsemble
+from infer.judge import Judge
 from infer.members import load_members
-from infer.predict import main as predict
-from infer.report import main as report
+from infer.predict.__main__ import main as predict
+from infer.report.__main__ import main as report
 from infer.views import first_views
-from infer.waveform import WaveformEnsemble
 from tests.conftest import RATE, synthesise
 from tests.words_run import RUN, WORDS
 from train.checkpoint import load_arrays, load_checkpoint, save_arrays, save_checkpoint

@@ -59,7 +59,7 @@ def test_no_result_replaces_what_is_read(here: Path, capsys: pytest.CaptureFixtu
     """Runs, caches, the corpus and links to them are refused in one line, before any work, and stay as they are."""
     if command == "export":
         pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
-    main, kept = importlib.import_module(f"infer.{command}").main, content(here / RUN)
+    main, kept = importlib.import_module(f"infer.{command}.__main__").main, content(here / RUN)
     for name, place in PLACES.items():
         path = str(place(here))
         assert main(["--run", RUN, flag, path]) == 2, name
@@ -72,9 +72,9 @@ def test_no_result_replaces_what_is_read(here: Path, capsys: pytest.CaptureFixtu
 
 def test_no_result_replaces_a_recording(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The recordings of --input and --check, the list that names them, and the int8 file beside an exported one."""
-    from infer.evaluate import main as evaluate
-    from infer.export import main as export
-    from infer.predict import main as predict
+    from infer.evaluate.__main__ import main as evaluate
+    from infer.export.__main__ import main as export
+    from infer.predict.__main__ import main as predict
 
     clip, bare = tmp_path / "in/yes/a.wav", tmp_path / "bare"
     clip.parent.mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_no_result_replaces_a_recording(here: Path, tmp_path: Path, capsys: pyte
 
 def test_no_result_replaces_what_other_commands_read(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Runs and caches that no flag names are known by what lies in them; a recording, by its name."""
-    from infer.audit import main
+    from infer.audit.__main__ import main
 
     run = shutil.copytree(here / RUN, tmp_path / "other")
     cache = shutil.copytree(next(here.glob("data/cache/*/")), tmp_path / "cache")
@@ -162,7 +162,7 @@ def test_full_disk_is_named(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: str, flags: tuple
 ) -> None:
     """Where a result does not fit on its disk, one line says which file it was, and nothing of it is left."""
-    main, folder = importlib.import_module(f"infer.{command}").main, tmp_path / "small"
+    main, folder = importlib.import_module(f"infer.{command}.__main__").main, tmp_path / "small"
     with mounted(folder, "64k"):
         (folder / "ballast").write_bytes(bytes(64 << 10))
         assert main(["--run", RUN, *flags, str(folder / "result")]) == 2

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from infer import report_page
-from infer.evaluation import JudgedClips
+from infer.labelled import JudgedClips
 from infer.options import EvaluateOptions
-from infer.report import main
-from infer.report_data import Source
-from infer.report_page import embed, fill_template
+from infer.report import page as report_page
+from infer.report.__main__ import main
+from infer.report.data import Source
+from infer.report.page import embed, fill_template
 from infer.scoring import coverage, reliability
 from tests.conftest import RATE, SMALL, synthesise, write_corpus
 from tests.forked import command
@@ -78,7 +78,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 def test_figures_are_those_of_evaluate(trained: Path, page: Path) -> None:
     """Accuracies and intervals equal evaluate's on both sources, and each matrix counts every clip once."""
-    from infer.evaluation import evaluate
+    from infer.labelled import evaluate
     from train.world import World, torch
 
     data = data_of(page)

@@ -119,9 +119,9 @@ def test_ranks_share_a_global_batch(tiny: Path, ranks: int) -> None:
 def test_batch_that_does_not_divide() -> None:
     """The error names both numbers and the nearest batch sizes that work."""
     with pytest.raises(InputError, match=r"--batch-size 320 does not divide by 3 ranks; use --batch-size 318 or 321"):
-        World(0, 0, 3, CPU).split(320)
+        World(0, 0, 3, CPU).local_batch_size(320)
     with pytest.raises(InputError, match=r"use --batch-size 4$"):
-        World(0, 0, 4, CPU).split(2)
+        World(0, 0, 4, CPU).local_batch_size(2)
 
 
 @given(st.integers(0, 2**31), st.floats(0, 0.5))

@@ -13,13 +13,13 @@ from cache.cli import InputError
 from cache.find import find_cache
 from cache.index import Cache
 from cache.shard import sidecar_path
-from infer.calibrate import main as calibrate
-from infer.corpus import cached_held_back
-from infer.evaluate import main as evaluate
+from infer.calibrate.__main__ import main as calibrate
+from infer.corpus import cached_calibration_clips
+from infer.evaluate.__main__ import main as evaluate
 from tests.conftest import RATE, only_cache, synthesise
 from tests.words_run import RUN, rebuild
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.folds import held_back, select_fold
+from train.folds import calibration_clips, select_fold
 from train.heard import heard_contents
 from train.run import main as train
 
@@ -123,10 +123,10 @@ def test_official_split_holds_nothing_back(corpus: Path, build: Callable, tmp_pa
     for split in ("kfold", "official"):
         assert build("--split", split)[0] == 0
         cache = Cache(only_cache(tmp_path / "cache"))
-        kept = held_back(cache, 0.3)
+        kept = calibration_clips(cache, 0.3)
         whole = np.array_equal(select_fold(cache, "0", 0.3).training, select_fold(cache, "0").training)
         assert (kept.any(), whole) == ((False, True) if split == "official" else (True, False))
     member = types.SimpleNamespace(config=cache.config, split_digest=cache.index["split"]["digest"], hold_back=0.3)
     options = types.SimpleNamespace(cache_dir=str(tmp_path / "cache"), audio_dir=None)
     with pytest.raises(InputError, match=r"held no clips back \(the split is the corpus's official one\); use --input"):
-        cached_held_back([member], options)
+        cached_calibration_clips([member], options)

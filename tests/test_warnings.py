@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from infer.calibrate import main as calibrate
-from infer.evaluate import main as evaluate
-from infer.export import main as export
-from infer.predict import main as predict
-from infer.report import main as report
+from infer.calibrate.__main__ import main as calibrate
+from infer.evaluate.__main__ import main as evaluate
+from infer.export.__main__ import main as export
+from infer.predict.__main__ import main as predict
+from infer.report.__main__ import main as report
 from pipeline.build_cache import main as build
 from tests.conftest import RATE, SMALL, synthesise
 from tests.words_run import RUN, WORDS

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import infer.members
 from cache.config import FeatureConfig
-from infer.predict import main
-from infer.windows import _DETECTION, suppressed
+from infer.predict.__main__ import main
+from infer.predict.windows import _DETECTION, suppressed
 from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from pipeline.stream import LoudestClip, read_blocks, windows
@@ -191,7 +191,7 @@ def test_thirty_minutes_take_no_more_memory_than_one(here: Path, tmp_path: Path)
             file.seek(-5 * RATE, soundfile.SEEK_END)
             file.write(synthesise(2, 9, 9))
     program = (
-        "import resource, sys; from infer.predict import main\n"
+        "import resource, sys; from infer.predict.__main__ import main\n"
         "for minutes in (1, 30):\n"
         f"    main([*{FLAGS!r}[:4], '--tta', '1', '--hop-seconds', '1', '--input', f'{tmp_path}/{{minutes}}.wav',\n"
         f"        '--output', f'{tmp_path}/{{minutes}}.csv', '--windows', f'{tmp_path}/{{minutes}}w.csv'])\n"

@@ -60,7 +60,7 @@ class Batches:
         if len(training) < batch_size:
             raise InputError(f"--batch-size {batch_size} is larger than the {len(training)} training clips; reduce it")
         self._cache, self._training, self._seed = cache, training, seed
-        self._batch_size, self._local = batch_size, world.split(batch_size)
+        self._batch_size, self._local = batch_size, world.local_batch_size(batch_size)
         self._first, self._device = world.rank * self._local, world.device
         self._resident = self._load_resident() if world.device.type == "cuda" and resident == "auto" else None
         if self.resident:

@@ -13,10 +13,10 @@ _EVERY_SECONDS = 0.5
 
 
 class Display:
-    """Speaks on rank 0 and is silent elsewhere. It never waits for the device."""
+    """Prints on rank 0 and is silent elsewhere. It never waits for the device."""
 
-    def __init__(self, speaks: bool) -> None:
-        self._console = Console(quiet=not speaks, soft_wrap=True, highlight=False, markup=False)
+    def __init__(self, is_main: bool) -> None:
+        self._console = Console(quiet=not is_main, soft_wrap=True, highlight=False, markup=False)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -24,7 +24,7 @@ class Display:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
-            disable=not speaks or not self._console.is_terminal,
+            disable=not is_main or not self._console.is_terminal,
         )
         self._task = self.progress.add_task("", numbers="")
         self._shown = self._started = time.monotonic()

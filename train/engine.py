@@ -88,7 +88,7 @@ class Trainer:
         start_classifier(model, at_zero=options.loss == "cross_entropy")
         fits_input(model, options.model, size)
         normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        if normalised and world.split(options.batch_size) == 1:
+        if normalised and world.local_batch_size(options.batch_size) == 1:
             raise InputError(
                 f"--batch-size {options.batch_size}: {options.model} has batch normalisation; one clip per rank has "
                 f"no statistics; use {2 * world.world_size} or more"
@@ -210,7 +210,7 @@ class Trainer:
         ------
         InputError : on all ranks, where a logit is not finite (names the clip); a shard of the cache was cut short
         """
-        model = self.evaluated().eval()
+        model = self.eval_model().eval()
         self.world.broadcast(self._averages[-1])  # BatchNorm's statistics: each rank has seen other clips
         clips, logits = [np.empty(0, np.int64)], [torch.empty(0, len(self.cache.classes))]
         local = max(1, self.options.batch_size // self.world.world_size)
@@ -226,7 +226,7 @@ class Trainer:
         order = np.argsort(clip)
         clip, judged = clip[order], judged[order]
         self._refuse(clip[~np.isfinite(judged).all(axis=1)])
-        if not self.world.speaks:
+        if not self.world.is_main:
             return None
         return {"clip": clip, "logits": judged, "target": self.cache.clips["target"][clip].astype(np.int64)}
 
@@ -249,7 +249,7 @@ class Trainer:
             f"step {self.step}; train under another --name with a lower --lr, or --amp off"
         )
 
-    def evaluated(self) -> torch.nn.Module:
+    def eval_model(self) -> torch.nn.Module:
         """The model that is validated and saved: the moving average where there is one."""
         return self.model if self.ema is None else self.ema
 
@@ -288,4 +288,4 @@ class Trainer:
         if len(sums) == self.world.world_size:
             self.sums.copy_(sums[self.world.rank])
         else:  # another number of ranks: rank 0 carries the epoch's sums on
-            self.sums.copy_(torch.stack(sums).sum(dim=0) if self.world.speaks else torch.zeros_like(self.sums))
+            self.sums.copy_(torch.stack(sums).sum(dim=0) if self.world.is_main else torch.zeros_like(self.sums))

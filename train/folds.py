@@ -18,7 +18,7 @@ class Fold:
     """Empty for the fold "none"."""
 
 
-def held_back(cache: Cache, share: float) -> np.ndarray:
+def calibration_clips(cache: Cache, share: float) -> np.ndarray:
     """The clips that no fold trains on, so that what all folds say together can be calibrated on them.
 
     Whole speakers, in the order of a hash, until one does not fit the share: all runs from a cache hold back the same.
@@ -62,7 +62,7 @@ def select_fold(cache: Cache, fold: str, hold_back: float = 0.0) -> Fold:
     held_out = cache.clips["fold"] == int(fold)
     training = np.flatnonzero(free & ~held_out)
     if hold_back:
-        heard = training[~held_back(cache, hold_back)[training]]
+        heard = training[~calibration_clips(cache, hold_back)[training]]
         for lost in np.setdiff1d(cache.clips["target"][training], cache.clips["target"][heard]).tolist():
             raise InputError(f"--hold-back {hold_back:g} leaves fold {fold} no clip of {cache.classes[lost]}; use less")
         training = heard

@@ -12,7 +12,7 @@ from cache.cli import InputError
 from cache.index import TEST, Cache
 from cache.shard import read_sidecars
 from train.checkpoint import load_checkpoint
-from train.folds import held_back
+from train.folds import calibration_clips
 
 
 def heard_contents(
@@ -26,7 +26,7 @@ def heard_contents(
     Parameters
     ----------
     training : indices into the clip table [shape=(n,)]
-    share : of the clips that is held back, see `train.folds.held_back`
+    share : of the clips that is held back, see `train.folds.calibration_clips`
     earlier : the checkpoints that training goes on from
 
     Returns
@@ -40,7 +40,7 @@ def heard_contents(
     before = [checkpoint.get("heard") for checkpoint in earlier]
     if contents is None or any(part is None for part in before):
         return None
-    kept = (cache.clips["split"] == TEST) | held_back(cache, share)
+    kept = (cache.clips["split"] == TEST) | calibration_clips(cache, share)
     kept[training] = False  # the fold "none" trains on what others hold back
     own = np.setdiff1d(contents[training], contents[kept])
     return torch.from_numpy(functools.reduce(np.union1d, before, own))

@@ -18,7 +18,7 @@ def train(options: TrainOptions) -> int:
 
 
 def _train(options: TrainOptions, world: World) -> int:
-    world.split(options.batch_size)
+    world.local_batch_size(options.batch_size)
     folder = find_cache(options.cache_dir, options.n_mels, options.n_frames, options.cache)
     cache = Cache(folder)
     if len(set(world.gather(cache.index["clips"]["checksum"]))) > 1:
@@ -29,7 +29,7 @@ def _train(options: TrainOptions, world: World) -> int:
     for fold in folds:
         if status := train_fold(options, world, cache, str(fold), stop):
             return status
-    if world.speaks:
+    if world.is_main:
         run = f"{options.runs_dir}/{options.run_name}"
         which = f" --run {shlex.quote(run)}" if run != f"runs/{TrainOptions().run_name}" else ""
         where = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""

@@ -75,7 +75,7 @@ class TrainOptions(Flags):
         """Name of the run folder."""
         return self.name or f"{self.model}-{self.n_mels}x{self.n_frames}".replace("/", "_")
 
-    def what_matters(self) -> dict[str, Any]:
+    def resume_key(self) -> dict[str, Any]:
         """The settings that a resumed run must share with its checkpoint."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in _FREE}
 

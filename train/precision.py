@@ -51,7 +51,7 @@ def training_dtype(
     wrong = next((layer for _, layer in decisions if layer), None)
     if wrong and options.amp == "bf16":
         raise InputError(f"--amp bf16: torch gets the gradients of {wrong} wrong on this CPU; use --amp auto or off")
-    if wrong and world.speaks:
+    if wrong and world.is_main:
         print(f"float32, not bf16: torch gets the gradients of {wrong} wrong on this CPU", file=sys.stderr, flush=True)
     return None if wrong or not all(able for able, _ in decisions) else dtype
 

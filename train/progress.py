@@ -1,6 +1,5 @@
 """What a run's folds have logged so far; safe to read while training writes it."""
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -21,16 +20,6 @@ class FoldLog:
     fold: str
     entries: list[dict[str, Any]]
     """Lines of metrics.jsonl, one per epoch."""
-    epochs: int | None
-    """How many epochs it was asked for, once that is known."""
-    written: float
-    """When something was last written, in seconds since 1970."""
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The epoch with the best validation, if anything was held out."""
-        judged = [entry for entry in self.entries if entry["val_accuracy"] is not None]
-        return max(judged, key=lambda entry: (entry["val_accuracy"], -entry["val_loss"]), default=None)
 
 
 def read_run(run: Path) -> list[FoldLog]:
@@ -52,22 +41,18 @@ def read_run(run: Path) -> list[FoldLog]:
 
 
 def _read_fold(folder: Path) -> FoldLog:
-    metrics, config = folder / "metrics.jsonl", folder / "config.json"
+    metrics = folder / "metrics.jsonl"
     try:
         whole = metrics.read_bytes().rpartition(b"\n")[0]  # a line without its end is still being written
         entries = [json.loads(line) for line in whole.splitlines()]
-        written = metrics.stat().st_mtime
     except FileNotFoundError:
-        entries, written = [], folder.stat().st_mtime
+        entries = []
     except (ValueError, RecursionError) as error:
         raise InputError(f"{metrics}: not readable as JSON lines ({error}); train this fold again") from None
     for number, entry in enumerate(entries, 1):
         if not _is_entry(entry):
             raise InputError(f"{metrics}: line {number} is not what training writes; train this fold again")
-    epochs = None
-    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):  # or not there yet
-        epochs = json.loads(config.read_bytes())["options"]["epochs"]
-    return FoldLog(folder.name.removeprefix("fold"), entries, epochs if type(epochs) is int else None, written)
+    return FoldLog(folder.name.removeprefix("fold"), entries)
 
 
 def _is_entry(line: Any) -> bool:

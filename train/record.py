@@ -102,7 +102,7 @@ class Record:
                 )
         differ = [
             f"--{key.replace('_', '-')} {saved['options'].get(key)} (now {value})"
-            for key, value in self.options.what_matters().items()
+            for key, value in self.options.resume_key().items()
             if saved["options"].get(key) != value
         ]
         if differ:
@@ -170,7 +170,7 @@ class Record:
         )
         temperature = fit_temperature(judged["logits"], judged["target"])
         content = {**identity, "heard": self.heard, "best": self.best, "temperature": temperature}
-        content |= {**trainer.placement, "model": trainer.evaluated().state_dict()}
+        content |= {**trainer.placement, "model": trainer.eval_model().state_dict()}
         save_checkpoint(self.folder / "best.pt", content)
         return True
 

@@ -3,21 +3,16 @@
 torchrun --nproc_per_node 5 -m train.run --fold 0
 """
 
-from cache.cli import parse_flags, run_main
+from cache.cli import command
 from train.options import TrainOptions, options_from
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parse the flags, join the other ranks, train."""
-    flags = parse_flags(TrainOptions, argv, prog="python -m train.run", description=__doc__)
+@command(TrainOptions, options_from)
+def main(options: TrainOptions) -> int:
+    """Join the other ranks, and train."""
+    from train.launch import train
 
-    def body() -> int:
-        options = options_from(flags)
-        from train.launch import train
-
-        return train(options)
-
-    return run_main(body)
+    return train(options)
 
 
 if __name__ == "__main__":

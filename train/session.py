@@ -37,8 +37,8 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
         non-finite; the last good checkpoint stays
     """
     fold = select_fold(cache, fold_name, options.hold_back)
-    record, display = Record(options, cache, fold_name), Display(world.speaks)
-    with opened_for_writing(record.folder) if world.speaks else contextlib.nullcontext():
+    record, display = Record(options, cache, fold_name), Display(world.is_main)
+    with opened_for_writing(record.folder) if world.is_main else contextlib.nullcontext():
         world.barrier()
         saved = record.load()
         steps = world.gather(saved and saved["state"]["step"])
@@ -60,7 +60,7 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
             with taking_over(record.folder / "last.pt"):
                 trainer.restore(saved["state"])
             display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
-        if world.speaks:
+        if world.is_main:
             earlier = [saved] if saved else own_checkpoint(options.weights)
             record.heard = heard_contents(cache, fold.training, options.hold_back, earlier)
             record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
@@ -83,7 +83,7 @@ class _Session:
         self.trainer, self.record, self.display = trainer, record, display
         self.options, self.world = record.options, trainer.world
         self._saved_at = time.monotonic()
-        wanted = self.options.tensorboard and self.world.speaks
+        wanted = self.options.tensorboard and self.world.is_main
         self._events = open_events(record.folder, trainer.step) if wanted else None
 
     def run(self, stop: StopSignal) -> int:
@@ -112,7 +112,7 @@ class _Session:
                     return 128 + (stop.number or signal.SIGTERM)
         self.display.line(f"fold {self.record.fold_name} done: {self.record.describe_best()}")
         doubt = self.record.describe_doubt(len(self.trainer.fold.validation))
-        if doubt and self.world.speaks:
+        if doubt and self.world.is_main:
             print(printable(doubt), file=sys.stderr)
         return 0
 
@@ -122,7 +122,7 @@ class _Session:
             return ABORT
         if stop.number:
             return STOP
-        if self.world.speaks and time.monotonic() - self._saved_at >= self.options.checkpoint_minutes * 60:
+        if self.world.is_main and time.monotonic() - self._saved_at >= self.options.checkpoint_minutes * 60:
             self._saved_at = time.monotonic()
             return SAVE
         return CONTINUE
@@ -146,7 +146,7 @@ class _Session:
         trainer.sums.zero_()
         self.display.validating()
         judged = trainer.validate()
-        if world.speaks:
+        if world.is_main:
             entry = self._entry(sums, judged, seconds)
             better = self.record.keep_if_better(entry, judged, trainer)
             self.record.log(entry)
@@ -182,7 +182,7 @@ class _Session:
     def _save(self) -> None:
         """Write last.pt; call on all ranks."""
         state = self.trainer.state()
-        if self.world.speaks:
+        if self.world.is_main:
             self.record.save_last(state, self.trainer.epoch)
         self.world.barrier()  # none ends, and so seems dead, while rank 0 still writes
         self._saved_at = time.monotonic()

@@ -43,11 +43,11 @@ class World:
     """What helps where the device's memory does not suffice."""
 
     @property
-    def speaks(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that prints and writes."""
         return self.rank == 0
 
-    def split(self, batch_size: int) -> int:
+    def local_batch_size(self, batch_size: int) -> int:
         """Clips of a global batch per rank; InputError where it does not divide."""
         if batch_size % self.world_size:
             below = batch_size - batch_size % self.world_size
@@ -73,7 +73,7 @@ class World:
     def decide(self, choose: Callable[[], Any]) -> Any:
         """What rank 0 chooses, or the expected error that it meets, on every rank (plain types and dataclasses)."""
         chosen = None
-        if self.speaks:
+        if self.is_main:
             try:
                 chosen = choose()
             except (InputError, OSError) as error:
@@ -124,13 +124,13 @@ class Agreement:
 
 
 def run_in_world(
-    device: str, body: Callable[[World], int], *, patience: datetime.timedelta = datetime.timedelta(minutes=30)
+    device: str, body: Callable[[World], int], *, timeout: datetime.timedelta = datetime.timedelta(minutes=30)
 ) -> int:
     """Run `body` on this rank; show the first error of all ranks once, with its rank.
 
     Parameters
     ----------
-    patience : how long a rank waits for the others before it takes them for lost
+    timeout : how long a rank waits for the others before it takes them for lost
 
     Returns
     -------
@@ -141,7 +141,7 @@ def run_in_world(
     keep_freed_memory()
     world = World(int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), 1, torch.device("cpu"))
     try:
-        with _process_group(world, device, patience):
+        with _process_group(world, device, timeout):
             return body(world)
     except (InputError, OSError) as error:
         return _show(world, describe_error(error))
@@ -174,7 +174,7 @@ def _reason(error: Exception) -> str:
 
 def _show(world: World, message: str, *, status: int = EXIT_ERROR, cause: bool = True) -> int:
     """Print a rank's error where it is the run's first, and hand it to torchrun for its summary; returns `status`."""
-    where = f"rank {world.rank}: " if world.world_size > 1 and not world.speaks else ""
+    where = f"rank {world.rank}: " if world.world_size > 1 and not world.is_main else ""
     if first := world.first_to_fail():
         print(f"error: {where}{message}", file=sys.stderr, flush=True)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
@@ -187,12 +187,12 @@ def _show(world: World, message: str, *, status: int = EXIT_ERROR, cause: bool =
 
 
 @contextlib.contextmanager
-def _process_group(world: World, device: str, patience: datetime.timedelta) -> Iterator[None]:
+def _process_group(world: World, device: str, timeout: datetime.timedelta) -> Iterator[None]:
     """Fill in `world`, and join the process group when torchrun started us."""
     launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
     if launched:
         store, world.rank, world.world_size = next(dist.rendezvous("env://"))
-        world.store = _fresh_store(store, world.rank, world.world_size, patience)
+        world.store = _fresh_store(store, world.rank, world.world_size, timeout)
     world.device = _choose_device(world, device)
     if not launched:
         yield
@@ -200,13 +200,13 @@ def _process_group(world: World, device: str, patience: datetime.timedelta) -> I
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     bound = {"device_id": world.device} if world.device.type == "cuda" else {}
     dist.init_process_group(
-        backend, store=world.store, rank=world.rank, world_size=world.world_size, timeout=patience, **bound
+        backend, store=world.store, rank=world.rank, world_size=world.world_size, timeout=timeout, **bound
     )
     yield
     dist.destroy_process_group()
 
 
-def _fresh_store(store: dist.Store, rank: int, world_size: int, patience: datetime.timedelta) -> dist.Store:
+def _fresh_store(store: dist.Store, rank: int, world_size: int, timeout: datetime.timedelta) -> dist.Store:
     """A corner of the store that no earlier attempt has written to.
 
     Restarted workers find in torchrun's store what the attempt before left there (torch 2.15), and one that is ahead of
@@ -218,7 +218,7 @@ def _fresh_store(store: dist.Store, rank: int, world_size: int, patience: dateti
         for other in range(1, world_size):
             store.set(f"{me}/{store.get(f'{me}/{other}').decode()}", "")
         return dist.PrefixStore(me, store)
-    deadline = time.monotonic() + patience.total_seconds()
+    deadline = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < deadline:
         corner = store.get("melshard").decode()
         store.set(f"{corner}/{rank}", me)
@@ -227,7 +227,7 @@ def _fresh_store(store: dist.Store, rank: int, world_size: int, patience: dateti
                 return dist.PrefixStore(corner, store)
             time.sleep(0.05)
     raise InputError(
-        f"rank 0 gave no sign within {patience.total_seconds():.0f} s; is it running? Start all ranks again"
+        f"rank 0 gave no sign within {timeout.total_seconds():.0f} s; is it running? Start all ranks again"
     )
 
 
@@ -237,7 +237,7 @@ def _choose_device(world: World, device: str) -> torch.device:
     if not torch.cuda.is_available():
         if device == "cuda":
             raise InputError("--device cuda, but this machine has no usable CUDA device; use --device cpu")
-        if world.speaks:
+        if world.is_main:
             print("no CUDA device: using the CPU" + (" over gloo" if world.world_size > 1 else ""), flush=True)
         return torch.device("cpu")
     ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()

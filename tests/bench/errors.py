@@ -34,9 +34,9 @@ def run(options: Options) -> int:
     """Write the table of errors and print how common each blemish is among errors and among all clips."""
     import torch
 
-    from infer.auditing import suspects
+    from infer.audit.table import suspects
     from infer.corpus import find_member_cache
-    from infer.evaluation import held_out, merged
+    from infer.labelled import held_out, merged
     from infer.members import load_members
 
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))

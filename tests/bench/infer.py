@@ -14,8 +14,8 @@ import torch
 
 from cache.config import FeatureConfig
 from cache.memory import keep_freed_memory
-from infer.engine import Judge
 from infer.ensemble import soft_vote
+from infer.judge import Judge
 from infer.members import Member
 from infer.views import first_views
 from tests.bench.common import RATE, Result, interleaved, median_ratio, print_table, write_json, write_recordings

@@ -14,8 +14,8 @@ from pipeline.build import feature_config, plan_shards
 from pipeline.finish import plan_split
 from pipeline.lists import read_clip_lists
 from pipeline.options import BuildOptions
+from pipeline.provenance import read_provenance
 from pipeline.scan import scan_corpus
-from pipeline.sources import read_sources
 
 
 def peak() -> float:
@@ -32,7 +32,7 @@ def main() -> None:
     before, started = peak(), time.perf_counter()
     listing, _ = scan_corpus(Path(options.audio_dir))
     listed = time.perf_counter()
-    sources = read_sources(folder, config)
+    sources = read_provenance(folder, config)
     plan_split(options, listing, None, read_clip_lists(options, listing["clip_id"]))
     plan_shards(folder, config, listing, sources, options)
     print(listed - started, time.perf_counter() - listed, before, listing.nbytes / 2**20, peak())

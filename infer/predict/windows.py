@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cache.cli import InputError
-from infer.engine import Judge
 from infer.ensemble import Ensemble
+from infer.judge import Judge
 from infer.members import Member, shared_clip
 from infer.options import PredictOptions
 from pipeline.decode import reason_of

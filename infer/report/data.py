@@ -13,20 +13,13 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from infer.auditing import suspects
 from infer.corpus import find_member_cache, labelled_recordings
 from infer.ensemble import Ensemble
-from infer.evaluation import (
-    JudgedClips,
-    ensemble_figures,
-    held_out,
-    judge_labelled,
-    merged,
-    out_of_fold_figures,
-)
+from infer.evaluate.figures import ensemble_figures, out_of_fold_figures
+from infer.labelled import JudgedClips, held_out, judge_labelled, merged
 from infer.members import Member
 from infer.options import ReportOptions
-from infer.scoring import coverage, reliability
+from infer.scoring import coverage, reliability, suspects
 from pipeline.decode import read_clip, reason_of
 from pipeline.features import LogMel
 from train.progress import read_run
@@ -43,7 +36,7 @@ class Source:
     """Labelled clips, what was said of them, and the figures that follow."""
 
     figures: dict[str, Any]
-    """Of :mod:`infer.evaluation`."""
+    """Of :mod:`infer.labelled`."""
     clips: JudgedClips
     best: np.ndarray
     """The verdict: class scores [shape=(n, classes)]; its maximum is the confidence."""

@@ -16,7 +16,7 @@ from pipeline.decode import content_digest, read_file
 
 
 @dataclasses.dataclass(frozen=True)
-class Sources:
+class Provenance:
     """The clips that finished shards hold."""
 
     shards: dict[int, dict[str, Any]]
@@ -42,7 +42,7 @@ class Sources:
         return found
 
 
-def read_sources(folder: Path, config: FeatureConfig) -> Sources:
+def read_provenance(folder: Path, config: FeatureConfig) -> Provenance:
     """Read the sidecars of a cache folder into arrays; a shard whose sidecar is not what a build writes is left out."""
     shards, tables = {}, [np.empty(0, _clip_dtype(1, 1))]
     for number, sidecar in read_sidecars(folder, config).items():
@@ -54,11 +54,11 @@ def read_sources(folder: Path, config: FeatureConfig) -> Sources:
                 tables.append(table)
     table = np.concatenate(tables)
     table = table[np.argsort(table["reason"] == b"", kind="stable")]
-    return Sources(shards, table[np.argsort(table["clip_id"], kind="stable")])
+    return Provenance(shards, table[np.argsort(table["clip_id"], kind="stable")])
 
 
 def _table_of(number: int, clips: dict[str, list]) -> np.ndarray:
-    """The clips of a sidecar, as rows of `Sources.clips`."""
+    """The clips of a sidecar, as rows of `Provenance.clips`."""
     texts = (clips[key] for key in ("clip_id", "sha256", "reason"))
     names, digests, reasons = (np.array([text.encode() for text in column], bytes) for column in texts)
     rows = np.where(reasons == b"", np.cumsum(reasons == b"") - 1, -1)
@@ -74,7 +74,7 @@ def _clip_dtype(name_bytes: int, reason_bytes: int) -> np.dtype:
     return np.dtype([*facts, ("reason", f"S{reason_bytes}"), ("shard", "<i4"), ("row", "<i4")])
 
 
-def content_changed(sources: Sources, listing: np.ndarray, audio_dir: Path) -> list[int]:
+def content_changed(sources: Provenance, listing: np.ndarray, audio_dir: Path) -> list[int]:
     """Numbers of the shards that hold a clip whose content changed although size and time did not."""
     known = sources.match(listing)
     listed = np.flatnonzero(known["shard"] >= 0)

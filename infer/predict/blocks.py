@@ -12,14 +12,14 @@ from cache.cli import InputError, printable
 from cache.files import exclusive_lock, write_atomic
 from cache.tables import csv_table
 from infer.corpus import cached_test_split
-from infer.engine import Judge
 from infer.ensemble import Ensemble
-from infer.inputs import Recordings, list_recordings
+from infer.judge import Judge
 from infer.members import Member, load_alike
 from infer.options import PredictOptions
 from infer.outputs import output_path
+from infer.predict.windows import HEADER, detection_rows, hop_samples, judge_windows
+from infer.recordings import Recordings, list_recordings
 from infer.views import first_views
-from infer.windows import HEADER, detection_rows, hop_samples, judge_windows
 from train.checkpoint import load_arrays, save_arrays
 from train.world import World
 
@@ -41,7 +41,7 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
     recordings, ensemble = world.decide(
         lambda: (_recordings(options, members), Ensemble(members, options.tta, options.ensemble))
     )
-    if not ensemble.calibrated and world.speaks:
+    if not ensemble.calibrated and world.is_main:
         print("confidence: too modest until you run infer.calibrate with the same --run, --folds and --tta", flush=True)
     views = first_views(options.tta)
     if options.windows:
@@ -50,7 +50,7 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
     parts = output.with_name(f".{output.name}.parts")
     busy = f"{output}: another prediction writes here; wait for it, or choose another --output"
     with contextlib.ExitStack() as stack:
-        if world.speaks:
+        if world.is_main:
             parts.mkdir(exist_ok=True)
             stack.enter_context(exclusive_lock(parts / "lock", busy=busy))
             job = _job_digest(options, members, recordings, ensemble.temperature)
@@ -62,7 +62,7 @@ def predict(options: PredictOptions, world: World, progress) -> tuple[int, int, 
         _judge_blocks(options, world, Judge(members, views, world.device), ensemble, recordings, parts, progress)
         world.barrier()
         bad = unknown = 0
-        if world.speaks:
+        if world.is_main:
             bad, unknown = _write_tables(options, recordings, members[0].classes, parts)
             shutil.rmtree(parts)
     return len(recordings.paths), bad, unknown

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, flag, parse_flags, run_main
-from pipeline.archive import new_folder
-from pipeline.speech import ACCENTS, WORDS, Voice, background_noises, speak_clips, voice_variants, write_wav
+from pipeline.demo_corpus.speech import ACCENTS, WORDS, Voice, background_noises, speak_clips, voice_variants, write_wav
+from pipeline.download.archive import new_folder
 
 _TEST_SHARE = 0.2  # of the voice variants
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from cache.cli import flag, parse_flags, run_main
-from pipeline.archive import download_corpus
+from cache.cli import command, flag
+from pipeline.download.archive import download_corpus
 
 # name → (address, SHA-256 of the archive)
 CORPORA = {
@@ -35,14 +35,9 @@ class Options:
     mirror: str = flag("", "address of a folder that holds the archive, in place of the public one", metavar="URL")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Fetch the corpus and say what to type next."""
-    prog = "python -m pipeline.download"
-    flags = parse_flags(Options, argv, prog=prog, description="Download, verify and unpack a public corpus.")
-    return run_main(lambda: _fetch_corpus(Options(**flags)))
-
-
-def _fetch_corpus(options: Options) -> int:
+@command(Options)
+def main(options: Options) -> int:
+    """Fetch the corpus, and say what to type next."""
     started = time.monotonic()
     url, sha256 = CORPORA[options.name]
     if options.mirror:

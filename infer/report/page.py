@@ -14,7 +14,7 @@ from cache.files import write_atomic
 from infer.members import load_alike
 from infer.options import ReportOptions
 from infer.outputs import output_path
-from infer.report_data import read_curves, read_sources
+from infer.report.data import read_curves, read_sources
 from train.world import World
 
 MAX_BYTES = 20_000_000  # of the file
@@ -28,14 +28,14 @@ def write_report(options: ReportOptions, world: World) -> int:
     InputError : nothing to judge, or no folder to write to
     """
     output = output_path(options.output, options)
-    console = Console(quiet=not world.speaks, highlight=False, markup=False, soft_wrap=True)
+    console = Console(quiet=not world.is_main, highlight=False, markup=False, soft_wrap=True)
     members = load_alike(options, world)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=None)
         sources, notes = read_sources(
             options, members, world, lambda done, total: progress.update(task, completed=done, total=total)
         )
-    if not world.speaks:
+    if not world.is_main:
         return EXIT_OK
     data = {
         "title": ", ".join(Path(run).name for run in options.run_folders),
@@ -79,7 +79,7 @@ def embed(worst: list, data: dict[str, Any], most: int) -> None:
 
 def fill_template(data: dict[str, Any]) -> str:
     """The page around `data`: pure ASCII, in which no string of the data can end the script element."""
-    before, after = resources.files("infer").joinpath("report.html").read_text("ascii").split("@DATA@")
+    before, after = resources.files("infer.report").joinpath("page.html").read_text("ascii").split("@DATA@")
     return before + _to_json(data) + after
 
 

@@ -17,15 +17,15 @@ from rich.table import Table
 from cache.cli import EXIT_OK, InputError, printable, require
 from cache.files import atomic_path, write_atomic
 from infer.corpus import cached_test_split, unheard
-from infer.engine import Judge
 from infer.ensemble import Ensemble
-from infer.exported import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
-from infer.inputs import Recordings, list_recordings, warn_of_unread
+from infer.export.formats import Runner, quantise_onnx, run_onnx, run_torch, write_onnx, write_torch
+from infer.export.graph import WaveformEnsemble
+from infer.judge import Judge
 from infer.members import Member, load_members, say_unfinished, shared_clip
 from infer.options import ExportOptions
 from infer.outputs import output_path
+from infer.recordings import Recordings, list_recordings, warn_of_unread
 from infer.views import first_views
-from infer.waveform import WaveformEnsemble
 from pipeline.decode import MAX_LEVEL, read_clip, reason_of
 
 TOLERANCE = 1e-3

@@ -112,7 +112,7 @@ class WaveformEnsemble(nn.Module):
         noise = noise * np.float32(np.sqrt(10 ** (-SNR_DB / 10) / np.dot(noise, noise)))
         missing = [view.__name__ for view in views if view.__name__ not in GRAPH_VIEWS]
         if missing:
-            raise InputError(f"view {missing[0]}: has no entry in GRAPH_VIEWS of infer/waveform.py; add one")
+            raise InputError(f"view {missing[0]}: has no entry in GRAPH_VIEWS of infer/export/graph.py; add one")
         configs = list(dict.fromkeys(member.config.view_config for member in members))
         self.views = [GRAPH_VIEWS[view.__name__] for view in views]
         self.register_buffer("noise", torch.from_numpy(noise))

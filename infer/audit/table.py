@@ -1,39 +1,14 @@
-"""Suspected label errors, by confident learning (Northcutt, Jiang & Chuang 2021)."""
+"""The table of suspected label errors."""
 
-import numpy as np
 import torch
 
 from cache.tables import csv_table
 from infer.corpus import find_member_cache
-from infer.evaluation import held_out, merged
+from infer.labelled import held_out, merged
 from infer.members import load_members
 from infer.options import AuditOptions
 from infer.outputs import output_path
-
-
-def suspects(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clips that are probably of another label.
-
-    A clip counts to a label where its probability is at least the mean that the clips of that label have. It is
-    suspected where the most probable of the labels that it counts to is not its own.
-
-    Parameters
-    ----------
-    probs : np.ndarray [shape=(n, classes)], of clips that the model did not train on
-    targets : np.ndarray [shape=(n,), dtype=int64]
-
-    Returns
-    -------
-    indices of the suspected clips, the most suspected first, and the target [shape=(n,)] that each clip counts to
-    """
-    counts = np.bincount(targets, minlength=probs.shape[1])
-    own = probs[np.arange(len(targets)), targets]
-    usual = np.bincount(targets, own, minlength=probs.shape[1]) / np.maximum(counts, 1)
-    counted = (probs >= usual) & (counts > 0)
-    likely = np.where(counted, probs, -1.0).argmax(axis=1)
-    margin = own - probs[np.arange(len(targets)), likely]
-    found = np.flatnonzero(counted.any(axis=1) & (likely != targets))
-    return found[np.argsort(margin[found], kind="stable")], likely
+from infer.scoring import suspects
 
 
 def audit(options: AuditOptions) -> int:

@@ -7,12 +7,12 @@ import numpy as np
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError
 from cache.files import write_sealed
-from infer.corpus import cached_held_back, unheard
+from infer.corpus import cached_calibration_clips, unheard
 from infer.ensemble import Ensemble, soft_vote
-from infer.evaluation import judge_labelled
-from infer.inputs import Recordings, list_recordings
+from infer.labelled import judge_labelled
 from infer.members import Member, load_alike
 from infer.options import CalibrateOptions
+from infer.recordings import Recordings, list_recordings
 from infer.scoring import reliability
 from train.calibration import FEW_ERRORS, RANGE, fit_temperature
 from train.world import World
@@ -23,7 +23,7 @@ _FEWEST = (20, 3)  # clips, and errors among them, that a temperature is fitted 
 def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
     """Calibrate and say what it changed; returns the exit status."""
     ensemble, kept = calibrate(options, world)
-    if world.speaks:
+    if world.is_main:
         before, after = kept["before"], kept["after"]
         print(
             f"{len(kept['members'])} members, {kept['tta']} views, on {kept['clips']:,} clips that none has heard\n"
@@ -61,7 +61,7 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
             f"judged wrongly: {wrong} of {len(mean)} clips; a temperature needs {_FEWEST[1]} errors or more among "
             f"{_FEWEST[0]} clips or more: {remedy}"
         )
-    if wrong < FEW_ERRORS and world.speaks:
+    if wrong < FEW_ERRORS and world.is_main:
         print(f"the temperature rests on {wrong} errors, and so is uncertain; {remedy}", file=sys.stderr)
     ensemble.temperature = _temperature_of(mean, judged.targets)
     if not options.input and all(member.calibrated for member in members):
@@ -77,7 +77,7 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
         "before": _certainty(mean, judged.targets),
         "after": _certainty(ensemble(judged.probs), judged.targets),
     }
-    if world.speaks:
+    if world.is_main:
         write_sealed(ensemble.path, content, indent=1)
     return ensemble, content
 
@@ -85,7 +85,7 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
 def _recordings(members: list[Member], options: CalibrateOptions) -> Recordings:
     if options.input:
         return unheard(list_recordings(options.input), members, options.input)
-    return unheard(cached_held_back(members, options), members, "what training held back")
+    return unheard(cached_calibration_clips(members, options), members, "what training held back")
 
 
 def _temperature_of(probs: np.ndarray, targets: np.ndarray) -> float:

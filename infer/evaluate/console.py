@@ -1,53 +1,24 @@
-"""What infer's commands show."""
+"""What evaluating shows."""
 
 import json
-import sys
-import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, printable
 from cache.files import write_atomic
-from infer.evaluation import evaluate
-from infer.options import EvaluateOptions, PredictOptions
+from infer.evaluate.figures import evaluate
+from infer.options import EvaluateOptions
 from infer.outputs import output_path
-from infer.prediction import predict
 from train.world import World
-
-
-def predict_with_progress(options: PredictOptions, world: World) -> int:
-    """Predict while showing progress; returns the exit status."""
-    console = Console(quiet=not world.speaks, highlight=False, markup=False, soft_wrap=True)
-    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    started = time.monotonic()
-    try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("", total=None)
-            files, bad, unknown = predict(
-                options, world, lambda done, total: progress.update(task, completed=done, total=total)
-            )
-    except KeyboardInterrupt:
-        console.print("the same command with --resume goes on from what is judged")
-        raise
-    seconds = time.monotonic() - started
-    console.print(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
-    if options.windows:
-        console.print(f"{options.windows}: what was heard, and when")
-    if options.min_confidence:
-        console.print(f"{unknown:,} are unknown: judged with a confidence below {options.min_confidence:g}")
-    if bad:
-        print(f"{bad:,} could not be read: see the column error", file=sys.stderr)
-    return EXIT_INCOMPLETE if bad else EXIT_OK
 
 
 def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     """Evaluate, print tables, write ``--json``; returns the exit status."""
     output = output_path(options.json, options) if options.json else None
     figures = evaluate(options, world)
-    if not world.speaks:
+    if not world.is_main:
         return EXIT_OK
     console = Console(highlight=False, markup=False, emoji=False)
     _print_accuracies(console, figures)

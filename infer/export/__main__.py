@@ -1,0 +1,20 @@
+"""Export an ensemble as one file: waveform in, calibrated probabilities out.
+
+python -m infer.export --folds all --tta 4 --format onnx --int8
+python docs/run_onnx.py model.onnx data/test/*.wav
+"""
+
+from cache.cli import command
+from infer.options import ExportOptions
+
+
+@command(ExportOptions)
+def main(options: ExportOptions) -> int:
+    """Export and verify."""
+    from infer.export.check import export
+
+    return export(options)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
