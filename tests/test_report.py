@@ -78,7 +78,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 def test_figures_are_those_of_evaluate(trained: Path, page: Path) -> None:
     """Accuracies and intervals equal evaluate's on both sources, and each matrix counts every clip once."""
-    from infer.labelled import evaluate
+    from infer.evaluate.figures import evaluate
     from train.world import World, torch
 
     data = data_of(page)
