@@ -32,6 +32,7 @@ test-long: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench-cache: setup
 	$(BIN)/pip install --quiet --editable '.[bench]'

@@ -121,7 +121,7 @@ def choose_memory_format(
         return FORMATS[options.memory_format]
     if world.device.type == "cpu":
         return torch.channels_last
-    shape = (world.split(options.batch_size), 1, *size)
+    shape = (world.local_batch_size(options.batch_size), 1, *size)
     faster = find_faster_format(model, shape, world.device, dtype, training=True)
     chosen = torch.tensor(faster == torch.channels_last, dtype=torch.int32, device=world.device)
     world.broadcast(chosen)
