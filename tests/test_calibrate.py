@@ -16,13 +16,13 @@ from cache.files import read_sealed
 from cache.find import find_cache
 from cache.index import Cache
 from infer.audit.__main__ import main as audit
-from infer.audit.table import suspects
 from infer.calibrate.__main__ import main as calibrate
 from infer.ensemble import tempered
 from infer.evaluate.__main__ import main as evaluate
 from infer.export.__main__ import main as export
 from infer.predict.__main__ import main as predict
 from infer.report.__main__ import main as report
+from infer.scoring import suspects
 from tests.conftest import RATE, synthesise
 from tests.words_run import RUN, TRAINING, WORDS
 from train.calibration import RANGE, fit_temperature

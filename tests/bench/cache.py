@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cache.cli import flag, parse_flags, run_main
+from cache.cli import command, flag
 
 SECTIONS = ("build", "workers", "million", "read", "open", "larger")
 
@@ -31,10 +31,10 @@ class BenchOptions:
     only: tuple[str, ...] = flag((), "section to run", type=str, action="append", choices=SECTIONS)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(BenchOptions)
+def main(options: BenchOptions) -> int:
     """Run the sections, print the table, write the JSON; exit status 1 if a target was missed."""
-    flags = parse_flags(BenchOptions, argv, prog="python -m tests.bench.cache", description=__doc__)
-    return run_main(lambda: bench(BenchOptions(**flags)))
+    return bench(options)
 
 
 def bench(options: BenchOptions) -> int:

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from cache.cli import InputError, flag, parse_flags, run_main
+from cache.cli import InputError, command, flag
 
 DRAWS = 10_000
 
@@ -21,10 +21,10 @@ class Options:
     second: str = flag(None, "another one", positional=True, metavar="CSV")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(Options)
+def main(options: Options) -> int:
     """Print both accuracies, their difference with its interval, and McNemar's exact test."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.compare", description=__doc__)
-    return run_main(lambda: run(Options(**flags)))
+    return run(options)
 
 
 def run(options: Options) -> int:

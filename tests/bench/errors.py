@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import flag, parse_flags, run_main
+from cache.cli import command, flag
 from cache.config import FeatureConfig
 from infer.options import EnsembleOptions
 
@@ -24,20 +24,20 @@ class Options(EnsembleOptions):
     output: str = flag("errors.csv", "every wrongly judged clip, with what is the matter with it")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(Options)
+def main(options: Options) -> int:
     """Parse the flags and describe the errors."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.errors", description=__doc__)
-    return run_main(lambda: run(Options(**flags)))
+    return run(options)
 
 
 def run(options: Options) -> int:
     """Write the table of errors and print how common each blemish is among errors and among all clips."""
     import torch
 
-    from infer.audit.table import suspects
     from infer.corpus import find_member_cache
     from infer.labelled import held_out, merged
     from infer.members import load_members
+    from infer.scoring import suspects
 
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     cache = find_member_cache(members[0], options.cache_dir)

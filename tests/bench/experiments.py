@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cache.cli import InputError, flag, parse_flags, run_main
+from cache.cli import InputError, command, flag
 from tests.bench.compare import difference
 from tests.bench.derive import derive
 from train.recipes import RECIPES
@@ -205,10 +205,10 @@ class Options:
     jobs: int = flag(1, "runs at a time; more than one only on a CPU, with a thread each")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(Options)
+def main(options: Options) -> int:
     """Run what is asked for and not yet done, then write the page."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.experiments", description=__doc__)
-    return run_main(lambda: run(Options(**flags)))
+    return run(options)
 
 
 def run(options: Options) -> int:

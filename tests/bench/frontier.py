@@ -11,7 +11,7 @@ import time
 from html import escape
 from pathlib import Path
 
-from cache.cli import InputError, flag, parse_flags, run_main
+from cache.cli import InputError, command, flag
 from tests.bench.experiments import EXPERIMENTS
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 60, 50, 30, 150
@@ -27,10 +27,10 @@ class Options:
     rounds: int = flag(5, "rounds, of which medians are taken")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(Options)
+def main(options: Options) -> int:
     """Time every model that has an accuracy, in turns, and draw."""
-    flags = parse_flags(Options, argv, prog="python -m tests.bench.frontier", description=__doc__)
-    return run_main(lambda: run(Options(**flags)))
+    return run(options)
 
 
 def run(options: Options) -> int:

@@ -1,17 +1,18 @@
 """Prediction: against its own bare forward passes, and against the loop that a user would write.
 
-    python -m tests.bench.infer [--model resnet18 --n-mels 64 --members 3 --clips 256 --rounds 5]
+    python -m tests.bench.infer --model resnet18 --n-mels 64 --members 3
 
 Weights are random: speed does not depend on them. On CUDA the model runs in bf16 or fp16, on the CPU in float32.
 """
 
-import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cache.cli import AT_LEAST_1, Flags, command, flag
 from cache.config import FeatureConfig
 from cache.memory import keep_freed_memory
 from infer.ensemble import soft_vote
@@ -21,6 +22,19 @@ from infer.views import first_views
 from tests.bench.common import RATE, Result, interleaved, median_ratio, print_table, write_json, write_recordings
 from train.models import create_model
 from train.precision import amp_dtype
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Flags):
+    """Flags of ``python -m tests.bench.infer``."""
+
+    model: str = flag("resnet18", "a timm model")
+    n_mels: int = flag(64, "mel bands, and frames", AT_LEAST_1)
+    members: int = flag(3, "members of the ensemble", AT_LEAST_1)
+    tta: int = flag(4, "test-time views", AT_LEAST_1)
+    clips: int = flag(256, "files to judge", AT_LEAST_1)
+    batch_size: int = flag(64, "clips in a forward pass", AT_LEAST_1)
+    rounds: int = flag(5, "rounds, of which medians are taken", AT_LEAST_1)
 
 
 def make_members(model: str, config: FeatureConfig, count: int, device: torch.device) -> list[Member]:
@@ -61,7 +75,7 @@ def plain_loop(paths: list[str], members: list[Member], views, batch_size: int, 
     return total / (len(members) * len(views))
 
 
-def measure(options: argparse.Namespace, work: Path) -> list[Result]:
+def measure(options: Options, work: Path) -> list[Result]:
     """Interleave the three ways of judging the same files."""
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,17 +124,9 @@ def measure(options: argparse.Namespace, work: Path) -> list[Result]:
     ]
 
 
-def main() -> int:
+@command(Options)
+def main(options: Options) -> int:
     """Measure, print a table, write ``build/bench-infer.json``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--n-mels", type=int, default=64)
-    parser.add_argument("--members", type=int, default=3)
-    parser.add_argument("--tta", type=int, default=4)
-    parser.add_argument("--clips", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         results = measure(options, Path(work))
     print_table(results)

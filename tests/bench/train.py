@@ -8,7 +8,7 @@ import functools
 import tempfile
 from pathlib import Path
 
-from cache.cli import flag, parse_flags, run_main
+from cache.cli import command, flag
 
 SECTIONS = ("loop", "rivals", "compile", "bf16", "start", "scaling")
 ON_CUDA = (("dla60_res2next", 224, 320), ("res2next50", 224, 320), ("resnet18", 64, 320))  # model, size, batch
@@ -29,10 +29,10 @@ class BenchOptions:
     only: tuple[str, ...] = flag((), "section to run", type=str, action="append", choices=SECTIONS)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(BenchOptions)
+def main(options: BenchOptions) -> int:
     """Run the sections, print the table, write the JSON; exit status 1 if a target was missed."""
-    flags = parse_flags(BenchOptions, argv, prog="python -m tests.bench.train", description=__doc__)
-    return run_main(lambda: bench(BenchOptions(**flags)))
+    return bench(options)
 
 
 def bench(options: BenchOptions) -> int:
