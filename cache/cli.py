@@ -102,7 +102,7 @@ def describe_error(error: InputError | OSError) -> str:
         unnamed = "standard output" if error.errno in FULL else None  # every file that is written has its name
         name = error.filename or unnamed
         message = f"{os.fsdecode(name)}: {error.strerror}" if name else message
-    return printable(message + _REMEDIES.get(getattr(error, "errno", None), ""))
+    return printable(message + _REMEDIES.get(getattr(error, "errno", None) or 0, ""))
 
 
 def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
@@ -150,7 +150,7 @@ def command(
 
     def entry(body: Callable[[Any], int]) -> Callable[..., int]:
         module = sys.modules[body.__module__]
-        name = module.__spec__.name.removesuffix(".__main__")
+        name = module.__spec__.name.removesuffix(".__main__") if module.__spec__ else body.__module__
 
         @functools.wraps(body)
         def main(argv: list[str] | None = None) -> int:

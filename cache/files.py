@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -58,8 +59,6 @@ def _remove_abandoned(temporary: Path) -> None:
 
 def _lock(file: BinaryIO) -> bool:
     """Lock a file until it is closed; False where another has, or the file system knows no locks."""
-    import fcntl
-
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -67,7 +66,7 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically (see :func:`atomic_path`)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -157,8 +156,6 @@ def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[Non
     ------
     InputError : the lock is held and `wait` is False
     """
-    import fcntl
-
     with open(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -172,8 +169,6 @@ def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[Non
 @contextlib.contextmanager
 def shared_lock(path: Path) -> Iterator[None]:
     """Hold the lock file `path` together with others, all of whom keep :func:`exclusive_lock` out."""
-    import fcntl
-
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
