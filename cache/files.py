@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -178,6 +179,33 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed writers left in `folder`; call only while holding its lock."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends without an error.
+
+    Raises
+    ------
+    InputError : `out` exists and is not an empty folder, or another process is making it
+    """
+    target = Path(out).resolve()  # a link to an empty folder stays a link
+    if os.path.ismount(target):
+        raise InputError(f"{out}: is a mount point; name a folder inside it")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{out}: exists and is not an empty folder; remove it or name another")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.parent / f".{target.name}.lock"
+    with exclusive_lock(lock, busy=f"{out}: another process is writing it; wait for it or name another folder"):
+        folder = target.parent / f".{target.name}.tmp"
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
+        folder.mkdir()
+        try:
+            yield folder
+            os.replace(folder, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink()
 
 
 def _fsync(path: Path) -> None:
