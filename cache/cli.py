@@ -16,7 +16,12 @@ AT_LEAST_0, AT_LEAST_1 = (0, math.inf), (1, math.inf)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the system's words for no room
-_REMEDIES = {errno.EMFILE: "; raise the limit with ulimit -n", **dict.fromkeys(FULL, "; free some space")}
+_REMEDIES = {
+    **dict.fromkeys(FULL, "; free some space, and type the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "; look at its permissions, or name another place"),
+    **dict.fromkeys((errno.EROFS, errno.ENOTDIR, errno.EEXIST), "; name another place"),
+    errno.EMFILE: "; raise the limit with ulimit -n",
+}
 
 
 class InputError(ValueError):
@@ -101,7 +106,8 @@ def describe_error(error: InputError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror:
         unnamed = "standard output" if error.errno in FULL else None  # every file that is written has its name
         name = error.filename or unnamed
-        message = f"{os.fsdecode(name)}: {error.strerror}" if name else message
+        reason = os.strerror(error.errno) if error.errno > 0 else error.strerror  # HDF5 puts a paragraph there
+        message = f"{os.fsdecode(name)}: {reason}" if name else message
     return printable(message + _REMEDIES.get(getattr(error, "errno", None) or 0, ""))
 
 

@@ -168,7 +168,7 @@ def test_full_disk_is_named(
         assert main(["--run", RUN, *flags, str(folder / "result")]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert lines[-1].startswith(f"error: {folder}/"), lines
-        assert lines[-1].endswith(": No space left on device; free some space")
+        assert lines[-1].endswith(": No space left on device; free some space, and type the same command again")
         left = {path.name for path in folder.rglob("*") if path.is_file()} - {"ballast"}
         assert left <= {"lock", "job"}, "of a prediction that --resume continues"
 
@@ -179,7 +179,7 @@ def test_full_output_is_named() -> None:
         command = [sys.executable, "-m", "train.recipes"]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: standard output: No space left on device; free some space\n"
+    assert done.stderr == "error: standard output: No space left on device; free some space, and type the same command again\n"
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
