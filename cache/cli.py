@@ -106,7 +106,8 @@ def describe_error(error: InputError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror:
         unnamed = "standard output" if error.errno in FULL else None  # every file that is written has its name
         name = error.filename or unnamed
-        reason = os.strerror(error.errno) if error.errno > 0 else error.strerror  # HDF5 puts a paragraph there
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror  # HDF5 puts a paragraph there
         message = f"{os.fsdecode(name)}: {reason}" if name else message
     return printable(message + _REMEDIES.get(getattr(error, "errno", None) or 0, ""))
 

@@ -179,7 +179,10 @@ def test_full_output_is_named() -> None:
         command = [sys.executable, "-m", "train.recipes"]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: standard output: No space left on device; free some space, and type the same command again\n"
+    assert (
+        done.stderr
+        == "error: standard output: No space left on device; free some space, and type the same command again\n"
+    )
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
