@@ -130,21 +130,15 @@ class ExportOptions(EnsembleOptions):
 
     ensemble: str = flag("soft", "an exported file holds the mean of probabilities", choices=("soft",))
     device: str = flag("cpu", "where the file is verified; it runs anywhere", choices=("cpu",))
-    format: str = flag("onnx", "ONNX, or torch.export", choices=("onnx", "torch"))
-    output: str | None = flag(None, "the file (default: model.onnx, or model.pt2 for torch)", metavar="FILE")
+    format: str = flag("onnx", "kind of file", choices=("onnx",))
+    output: str = flag("model.onnx", "the file")
     int8: bool = flag(False, "also write FILE.int8.onnx, with quantised networks, and measure its accuracy")
     check: str | None = flag(
         None,
-        "recordings to verify on (default: data/test, or the cache's test split, or generated signals); "
-        "<label>/ folders give accuracies",
+        "recordings to verify on (default: data/test, or the cache's test split); <label>/ folders give accuracies",
         metavar="FOLDER",
     )
     check_clips: int = flag(64, "how many of them", AT_LEAST_1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.int8 and self.format != "onnx":
-            raise InputError("--int8 needs --format onnx")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from cache.cli import InputError, printable
+from cache.cli import InputError, say
 from pipeline.decode import EXTENSIONS
 from pipeline.lists import find_files, read_lines, spelling
 from pipeline.scan import walk
@@ -20,6 +20,11 @@ class Recordings:
     """Relative to the input folder, with ``/``; as written in a list."""
     note: str = ""
     """What a list holds, to be shown."""
+
+    def select(self, indices: Iterable[int]) -> "Recordings":
+        """Some of them."""
+        chosen = list(indices)
+        return Recordings([self.paths[index] for index in chosen], [self.names[index] for index in chosen])
 
     def labels(self, known: list[str]) -> list[str]:
         """The label of each file: its first folder.
@@ -43,8 +48,7 @@ class Recordings:
 def warn_of_unread(errors: dict[str, str]) -> None:
     """Say on stderr how many recordings are not counted, and why the first is not; `errors`: name -> reason."""
     for name, reason in list(errors.items())[:1]:
-        why = printable(f"{name}: {reason}")
-        print(f"{len(errors):,} recordings could not be read and are not counted; {why}", file=sys.stderr)
+        say(f"{len(errors):,} recordings could not be read and are not counted; {name}: {reason}", error=True)
 
 
 def list_recordings(source: str) -> Recordings:

@@ -117,7 +117,7 @@ def test_calibrating_needs_clips_and_errors(
 
 
 def test_calibrated_confidence_reaches_predict_evaluate_and_export(
-    runs: Path, unheard: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    runs: Path, unheard: Path, tmp_path: Path, runtime, capsys: pytest.CaptureFixture
 ) -> None:
     """The temperature is kept for just these members and views; labels stay, confidences move, the export follows."""
     flags = ["--run", str(runs / "copy"), "--device", "cpu", "--tta", "2"]
@@ -140,8 +140,8 @@ def test_calibrated_confidence_reaches_predict_evaluate_and_export(
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["calibrated"]
     assert 0 <= figures["ece"] < 0.5
-    export_flags = ["--run", str(runs / "copy"), "--tta", "2", "--format", "torch", "--check", str(unheard)]
-    assert export([*export_flags, "--output", str(tmp_path / "model.pt2")]) == 0  # it compares itself with predict
+    export_flags = ["--run", str(runs / "copy"), "--tta", "2", "--check", str(unheard)]
+    assert export([*export_flags, "--output", str(tmp_path / "model.onnx")]) == 0  # it compares itself with predict
     assert predict([*flags[:-1], "1", *judge, str(tmp_path / "other.csv")]) == 0  # other views: not calibrated
     assert "infer.calibrate" in capsys.readouterr().out
     kept.write_bytes(kept.read_bytes().replace(b"0.", b"1.", 1))

@@ -1,9 +1,7 @@
-"""The files that an ensemble is exported to: ONNX, its int8 variant, and torch.export; each written and run."""
+"""The ONNX file of an ensemble and its int8 variant: written and run."""
 
 import io
-import json
 import logging
-import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -19,28 +17,6 @@ _MOST_BYTES = 2**31 - 2**20  # a protobuf file ends at 2 GiB
 
 Runner = Callable[[np.ndarray], np.ndarray]
 """Clips (n, samples) in, probabilities (n, classes) out."""
-
-
-def write_torch(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
-    """Write a ``torch.export`` file, with the metadata as JSON in its extra file ``metadata.json``."""
-    program = torch.export.export(module, (torch.zeros(2, samples),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    file = io.BytesIO()  # torch's writer ends the process where a disk is full
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constants that share memory; the file is verified after this
-        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
-    path.write_bytes(file.getbuffer())
-
-
-def run_torch(path: Path) -> Runner:
-    """Load a file of :func:`write_torch`."""
-    with open(path, "rb") as file:
-        module = torch.export.load(file).module()
-
-    def run(clips: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return module(torch.from_numpy(clips)).numpy()
-
-    return run
 
 
 def write_onnx(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
