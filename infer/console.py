@@ -20,10 +20,10 @@ def print_table(title: str, rows: Iterable[Iterable[object]], header: tuple[str,
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, world: World) -> Iterator[Callable[[int], None]]:
-    """Show on rank 0, where there is a terminal, how far the judging is; yields a function of the files done."""
+def progress_bar(world: World) -> Iterator[Callable[[int, int], None]]:
+    """Show on rank 0, where there is a terminal, how far the judging is; yields a function of files done and all."""
     console = Console(quiet=not world.is_main)
     columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done: progress.update(task, completed=done)
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,13 +1,12 @@
 """The corpus that members were trained on: its cache, what they may be judged by, and where its recordings lie now."""
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError, printable
+from cache.cli import InputError, say
 from cache.cores import usable_cores
 from cache.find import list_caches
 from cache.index import TEST, Cache
@@ -43,11 +42,8 @@ def unheard(recordings: Recordings, members: list[Member], source: str) -> Recor
     contents = _contents(recordings.paths)
     for member in members:
         if member.heard is None:
-            unknown = f"{source}: not checked against what {member.path} was trained on"
-            print(
-                printable(f"{unknown}, which it does not say (an older version trained it, or sidecars were missing)"),
-                file=sys.stderr,
-            )
+            why = "which it does not say (an older version trained it, or sidecars were missing)"
+            say(f"{source}: not checked against what {member.path} was trained on, {why}", error=True)
             continue
         heard = np.isin(contents, member.heard)
         if heard.any():
@@ -152,8 +148,7 @@ def _recordings(cache: Cache, names: list[str], audio_dir: str | None) -> Record
     if missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
     if missing:
-        place = printable(str(folder))
-        print(f"{place}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
+        say(f"{folder}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", error=True)
     return recordings
 
 

@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from train.precision import amp_dtype, autocast
 
+Item = TypeVar("Item")
 _AHEAD = 3  # batches whose features are under way
 
 
@@ -33,6 +35,13 @@ class Judged:
     """[shape=(members, views, n, classes), dtype=float32]; zero where the file could not be judged."""
     errors: list[str]
     """Per file, why it could not be judged, or the empty string."""
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of successive items, as ``itertools.batched`` of Python 3.12 makes them."""
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
 
 
 class Judge:
@@ -58,17 +67,16 @@ class Judge:
         list(self._pool.map(lambda _: all_there.wait(), range(count)))
         torch.set_num_threads(threads)
 
-    def judge(self, recordings: Iterable[str | np.ndarray], batch_size: int) -> Iterator[Judged]:
-        """Yield the judgement of successive batches, in order, in constant memory.
+    def judge(self, batches: Iterable[Iterable[str | np.ndarray]]) -> Iterator[Judged]:
+        """Yield the judgement of batches, in order, in constant memory.
 
         Parameters
         ----------
-        recordings : paths of files, or clips [shape=(samples,), dtype=float32] at the members' one rate and length
+        batches : of paths of files, or of clips [shape=(samples,), dtype=float32] at the members' one rate and length
         """
-        rest = iter(recordings)
         waiting: collections.deque[list[Future]] = collections.deque()
-        while batch := [self._pool.submit(self._features, item) for item in itertools.islice(rest, batch_size)]:
-            waiting.append(batch)
+        for batch in batches:
+            waiting.append([self._pool.submit(self._features, item) for item in batch])
             if len(waiting) > _AHEAD:
                 yield self._forward([future.result() for future in waiting.popleft()])
         while waiting:

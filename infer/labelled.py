@@ -1,7 +1,6 @@
 """Labelled clips and what members say of them: out of fold, or judged now."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from infer.judge import Judge
 from infer.members import Member
 from infer.options import EnsembleOptions
 from infer.recordings import Recordings, warn_of_unread
-from infer.views import first_views
+from infer.shares import judge_in_shares
 from train.held_out import read_held_out
 from train.world import World
 
@@ -77,48 +76,33 @@ def merged(judged: list[JudgedClips]) -> JudgedClips:
 
 
 def judge_labelled(
-    members: list[Member],
-    recordings: Recordings,
-    options: EnsembleOptions,
-    world: World,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    members: list[Member], recordings: Recordings, options: EnsembleOptions, world: World
 ) -> JudgedClips:
     """Judge recordings whose first folder is their label, divided over the ranks; each rank gets all of it.
 
     Parameters
     ----------
     recordings : the same on every rank
-    progress : called with (clips done, clips in all)
 
     Raises
     ------
     InputError : none could be judged, or labels that no member knows
     """
     labels = recordings.labels(members[0].classes)
-    judge = Judge(members, first_views(options.tta), world.device)
-    probs = np.zeros((len(members), options.tta, len(labels), len(judge.classes)), np.float32)
-    errors, done = np.zeros(len(labels), object), 0
-    shares = [range(rank, len(labels), world.world_size) for rank in range(world.world_size)]
-    mine = shares[world.rank]
-    for judged in judge.judge([recordings.paths[index] for index in mine], options.batch_size):
-        here = mine[done : done + len(judged.errors)]
-        probs[:, :, here], errors[here] = judged.probs, judged.errors
-        done += len(here)
-        progress(min(done * world.world_size, len(labels)), len(labels))
-    judge.close()
-    for share, (said, reasons) in zip(shares, world.gather((probs[:, :, mine], errors[mine])), strict=True):
-        probs[:, :, share], errors[share] = said, reasons
-    good = np.flatnonzero(errors == "")
-    if not len(good):
+    judged = judge_in_shares(members, recordings.paths, options.batch_size, options.tta, world, Judge.judge)
+    errors = [error for batch in judged for error in batch.errors]
+    good = [index for index, error in enumerate(errors) if not error]
+    if not good:
         raise InputError(
             f"none of {len(errors)} recordings could be judged; the first: {recordings.names[0]}: {errors[0]}"
         )
     if world.is_main:
         warn_of_unread({name: error for name, error in zip(recordings.names, errors, strict=True) if error})
+    kept = recordings.select(good)
     return JudgedClips(
-        names=[recordings.names[index] for index in good],
-        paths=[recordings.paths[index] for index in good],
+        names=kept.names,
+        paths=kept.paths,
         targets=np.array([members[0].classes.index(labels[index]) for index in good]),
-        probs=probs[:, :, good],
+        probs=np.concatenate([batch.probs for batch in judged], axis=2)[:, :, good],
         unreadable=len(errors) - len(good),
     )

@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cache.cli import InputError, printable
+from cache.cli import InputError, say
 from cache.config import FeatureConfig
 from infer.options import MemberOptions, trained_runs
 from train.checkpoint import load_checkpoint, taking_over
@@ -137,7 +136,7 @@ def say_unfinished(members: list[Member]) -> None:
                 epochs, patience = (member.options.get(key, 0) for key in ("epochs", "patience"))
                 if last and last < epochs and not 0 < patience <= last - member.epoch:
                     course = f"training is at epoch {last} of {epochs}"
-                    print(printable(f"{member.path}: the weights of epoch {member.epoch}; {course}"), file=sys.stderr)
+                    say(f"{member.path}: the weights of epoch {member.epoch}; {course}", error=True)
 
 
 def shared_clip(members: list[Member]) -> FeatureConfig:

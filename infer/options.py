@@ -67,7 +67,6 @@ class PredictOptions(EnsembleOptions):
     output: str = flag("predictions.csv", "table of file, label, confidence, error")
     probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
     min_confidence: float = flag(0.0, "judge as unknown what is less certain; infer.report shows the choice", (0, 1))
-    resume: bool = flag(False, "go on from what an interrupted prediction has finished")
     windows: str | None = flag(
         None,
         "also judge each file, of any length, in overlapping windows, and write what is found to this CSV; "
@@ -83,11 +82,6 @@ class PredictOptions(EnsembleOptions):
             raise InputError("--hop-seconds needs --windows FILE")
         if self.hop_seconds is not None and not 0 < self.hop_seconds < math.inf:
             raise InputError(f"--hop-seconds {self.hop_seconds:g}; expected more than 0 and at most a clip")
-
-    @property
-    def block_files(self) -> int:
-        """Files that are finished on disk together; few, where each may last for hours."""
-        return 8 if self.windows else 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

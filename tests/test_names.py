@@ -133,15 +133,15 @@ def test_escapes_in_names_are_not_printed(here: Path, tmp_path: Path, capsys, mo
 def test_labels_like_the_tables_own_words(here: Path, monkeypatch, capsys) -> None:
     """A table that could not be told apart is refused before any work: a column twice, or two kinds of unknown."""
     from infer.options import PredictOptions
-    from infer.predict import blocks as prediction
+    from infer.predict.tables import check_outputs
 
     for classes, flags, expected in (
         (["file", "yes"], {"probabilities": "p.csv"}, "called file, and so is a label"),
         (["unknown", "yes"], {"min_confidence": 0.5}, "which is a class here already"),
     ):
         with pytest.raises(ValueError, match=expected):
-            prediction._outputs(PredictOptions(run=(RUN,), **flags), classes)
-        assert prediction._outputs(PredictOptions(run=(RUN,)), classes) == Path("predictions.csv")
+            check_outputs(PredictOptions(run=(RUN,), **flags), classes)
+        check_outputs(PredictOptions(run=(RUN,)), classes)
 
 
 def test_consoles_without_the_characters(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_one_clip_s_logits_cost_that_clip_only(run: Path, logit: float) -> None:
     answers = []
     for judged in (members, [members[0], dataclasses.replace(members[1], model=Deaf(members[1].model, logit))]):
         judge = Judge(judged, first_views(2), torch.device("cpu"))
-        answers += judge.judge(clips, 64)
+        answers += judge.judge([clips])
         judge.close()
     before, after = answers
     assert before.errors == ["", "", ""]

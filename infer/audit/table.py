@@ -2,6 +2,7 @@
 
 import torch
 
+from cache.cli import say
 from cache.tables import csv_table
 from infer.corpus import find_member_cache
 from infer.labelled import held_out, merged
@@ -25,6 +26,6 @@ def audit(options: AuditOptions) -> int:
             target, other = targets[clip], likely[clip]
             scores = [f"{probs[clip, each]:.4f}" for each in (other, target)]
             table.writerow([names[clip], classes[target], classes[other], *scores])
-    print(f"{options.output}: {len(found):,} of {len(names):,} labels are suspected ({len(found) / len(names):.2%})")
-    print("listen to the worst of them: python -m infer.report, with the same --run and --folds")
+    say(f"{options.output}: {len(found):,} of {len(names):,} labels are suspected ({len(found) / len(names):.2%})")
+    say("listen to the worst of them: python -m infer.report, with the same --run and --folds")
     return 0

@@ -1,11 +1,10 @@
 """Calibrating an ensemble: see `infer.ensemble`."""
 
-import sys
 from typing import Any
 
 import numpy as np
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
 from cache.files import write_sealed
 from infer.corpus import cached_calibration_clips, unheard
 from infer.ensemble import Ensemble, soft_vote
@@ -25,12 +24,13 @@ def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
     ensemble, kept = calibrate(options, world)
     if world.is_main:
         before, after = kept["before"], kept["after"]
-        print(
-            f"{len(kept['members'])} members, {kept['tta']} views, on {kept['clips']:,} clips that none has heard\n"
-            f"accuracy {before['accuracy']:.4f}\n"
+        say(f"{len(kept['members'])} members, {kept['tta']} views, {kept['clips']:,} clips that none was trained on")
+        say(f"accuracy {before['accuracy']:.4f}")
+        say(
             f"temperature {kept['temperature']:.3f}: mean confidence {before['confidence']:.4f} -> "
-            f"{after['confidence']:.4f}, calibration error {before['ece']:.4f} -> {after['ece']:.4f}\n{ensemble.path}"
+            f"{after['confidence']:.4f}, calibration error {before['ece']:.4f} -> {after['ece']:.4f}"
         )
+        say(str(ensemble.path))
     return EXIT_INCOMPLETE if kept["unreadable"] else EXIT_OK
 
 
@@ -62,7 +62,7 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
             f"{_FEWEST[0]} clips or more: {remedy}"
         )
     if wrong < FEW_ERRORS and world.is_main:
-        print(f"the temperature rests on {wrong} errors, and so is uncertain; {remedy}", file=sys.stderr)
+        say(f"the temperature rests on {wrong} errors, and so is uncertain; {remedy}", error=True)
     ensemble.temperature = _temperature_of(mean, judged.targets)
     if not options.input and all(member.calibrated for member in members):
         singles = [_temperature_of(probs[0], judged.targets) for probs in judged.probs]

@@ -16,7 +16,7 @@ from infer.corpus import cached_test_split, unheard
 from infer.ensemble import Ensemble
 from infer.export.graph import WaveformEnsemble
 from infer.export.onnx_file import quantise_onnx, run_onnx, write_onnx
-from infer.judge import Judge
+from infer.judge import Judge, batched
 from infer.members import Member, load_members, say_unfinished, shared_clip
 from infer.options import ExportOptions
 from infer.outputs import output_path
@@ -137,7 +137,7 @@ def _predict(
     """What predict says of clips [shape=(n, classes)], and the seconds that it took."""
     judge = Judge(members, first_views(options.tta), torch.device("cpu"))
     started = time.perf_counter()
-    judged = list(judge.judge(clips, options.batch_size))
+    judged = list(judge.judge(batched(clips, options.batch_size)))
     probs = np.concatenate([ensemble(batch.probs) for batch in judged])
     seconds = time.perf_counter() - started
     judge.close()
@@ -166,9 +166,9 @@ def _measure(file: Path, output: Path, check: _Check, options: ExportOptions) ->
     """Run the file that becomes `output` on the clips; returns its probabilities and its row of the table."""
     run = run_onnx(file)
     run(check.clips[:1])  # the first call of a runtime takes longer
-    batches = np.split(check.clips, range(options.batch_size, len(check.clips), options.batch_size))
+    batches = batched(check.clips, options.batch_size)
     started = time.perf_counter()
-    probs = np.concatenate([run(batch) for batch in batches])
+    probs = np.concatenate([run(np.stack(batch)) for batch in batches])
     seconds = time.perf_counter() - started
     if not np.isfinite(probs).all():
         worst = check.names[int(np.isnan(probs).any(axis=1).argmax())]

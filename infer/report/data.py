@@ -87,9 +87,7 @@ class Source:
             }
 
 
-def read_sources(
-    options: ReportOptions, members: list[Member], world: World, progress
-) -> tuple[list[Source], list[str]]:
+def read_sources(options: ReportOptions, members: list[Member], world: World) -> tuple[list[Source], list[str]]:
     """Judge the recordings, divided over the ranks, and read what training left of the held-out clips.
 
     Returns
@@ -103,7 +101,7 @@ def read_sources(
     sources, errors = [], []
     if options.input or options.split != "oof":
         try:
-            sources.append(_recordings(options, members, world, progress))
+            sources.append(_recordings(options, members, world))
         except InputError as error:
             if options.input or options.split == "test":
                 raise
@@ -117,9 +115,9 @@ def read_sources(
     return sources, [str(error) for error in errors]
 
 
-def _recordings(options: ReportOptions, members: list[Member], world: World, progress) -> Source:
+def _recordings(options: ReportOptions, members: list[Member], world: World) -> Source:
     recordings = world.decide(lambda: labelled_recordings(members, options))
-    clips = judge_labelled(members, recordings, options, world, progress)
+    clips = judge_labelled(members, recordings, options, world)
     figures = ensemble_figures(members, clips, options.input or "the split test")
     names = [[member.name for member in members]] * len(clips.names)
     return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs), names)
