@@ -31,7 +31,6 @@ PLACES = {
     "a clip": lambda here: "data/audio/yes/a0000001_nohash_0.wav",
     "nothing yet, in the corpus": lambda here: "data/audio/yes/new.csv",
     "a link to a checkpoint": lambda here: _link(here / "link.csv", here / RUN / "fold0/best.pt"),
-    "another name of a checkpoint": lambda here: _hard_link(here / "hard.csv", here / RUN / "fold0/best.pt"),
     "a folder that is a link": lambda here: _link(here / "linked", here / RUN / "fold0") / "new.csv",
     "a link in a fold": lambda here: _link(here / RUN / "fold0/out.csv", here / "out.csv"),
 }
@@ -40,12 +39,6 @@ PLACES = {
 def _link(path: Path, target: Path) -> Path:
     path.unlink(missing_ok=True)
     path.symlink_to(target)
-    return path
-
-
-def _hard_link(path: Path, target: Path) -> Path:
-    path.unlink(missing_ok=True)
-    path.hardlink_to(target)
     return path
 
 
@@ -100,7 +93,7 @@ def test_no_result_replaces_a_recording(here: Path, tmp_path: Path, capsys: pyte
 
 
 def test_no_result_replaces_what_other_commands_read(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Runs and caches that no flag names are known by what lies in them; a recording, by its name."""
+    """Runs, caches and corpora that no flag names are known by what lies in them; a recording, by its name."""
     from infer.audit.__main__ import main
 
     run = shutil.copytree(here / RUN, tmp_path / "other")
