@@ -27,13 +27,18 @@ class JudgedClips:
     targets: np.ndarray
     """[shape=(n,), dtype=int64]"""
     probs: np.ndarray
-    """[shape=(members, views, n, classes), dtype=float32]"""
+    """[shape=(members, views, n, classes), dtype=float32]; NaN where a member did not judge a clip."""
     unreadable: int = 0
     """Clips that were left out because they could not be judged."""
 
+    @property
+    def judged_by(self) -> np.ndarray:
+        """Which members judged which clips [shape=(members, n), dtype=bool]."""
+        return ~np.isnan(self.probs[:, 0, :, 0])
 
-def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> JudgedClips:
-    """What a member said of the clips that it never saw, as its training left it in ``oof.npz``.
+
+def out_of_fold(members: list[Member], cache: Cache, audio_dir: str | None = None) -> tuple[JudgedClips, np.ndarray]:
+    """What members said of the clips that they held out, as their training left it in ``oof.npz``.
 
     Names and targets are the clip table's, so that no path is opened because a run folder names it.
 
@@ -43,7 +48,27 @@ def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> Judg
 
     Returns
     -------
-    JudgedClips : probs of one member and one view
+    the clips, sorted by name, with one view; and per clip the mean of what was said [shape=(n, classes)]
+
+    Raises
+    ------
+    InputError : as :func:`_held_out`
+    """
+    probs = np.full((len(members), 1, len(cache.clips), len(cache.classes)), np.nan, np.float32)
+    for said, member in zip(probs[:, 0], members, strict=True):
+        clips, logits = _held_out(member, cache)
+        said[clips] = softmax(logits / member.temperature, axis=1)
+    judged = np.flatnonzero(~np.isnan(probs[:, 0, :, 0]).all(axis=0))
+    judged = judged[np.argsort(cache.clips["clip_id"][judged])]
+    probs = probs[:, :, judged]
+    names = [name.decode() for name in cache.clips["clip_id"][judged].tolist()]
+    folder = find_corpus(cache, audio_dir)
+    targets = cache.clips["target"][judged].astype(np.int64)
+    return JudgedClips(names, [str(folder / name) for name in names], targets, probs), np.nanmean(probs[:, 0], axis=0)
+
+
+def _held_out(member: Member, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """The clips that a member held out, as indices into the clip table, and its logits (n, classes).
 
     Raises
     ------
@@ -56,39 +81,26 @@ def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> Judg
     expected = np.flatnonzero(cache.clips["fold"] == int(member.fold))
     if member.split_digest != cache.index["split"]["digest"] or not np.array_equal(np.sort(clips), expected):
         raise InputError(f"{path}: not the clips that fold {member.fold} of {cache.folder} holds out; train it again")
-    names = [name.decode() for name in cache.clips["clip_id"][clips].tolist()]
-    folder = find_corpus(cache, audio_dir)
-    probs = softmax(logits / member.temperature, axis=1).astype(np.float32)
-    targets = cache.clips["target"][clips].astype(np.int64)
-    return JudgedClips(names, [str(folder / name) for name in names], targets, probs[None, None])
+    return clips, logits
 
 
-def merged(judged: list[JudgedClips]) -> JudgedClips:
-    """Each clip once, sorted by name, with the mean of what the members that held it out said of it."""
-    names = np.array([name for clips in judged for name in clips.names])
-    paths = [path for clips in judged for path in clips.paths]
-    said, targets = np.concatenate([clips.probs[0, 0] for clips in judged]), np.concatenate([c.targets for c in judged])
-    names, first, clip_of, counts = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
-    probs = np.zeros((len(names), said.shape[1]), said.dtype)
-    np.add.at(probs, clip_of, said)
-    probs /= counts[:, None].astype(said.dtype)
-    return JudgedClips(names.tolist(), [paths[index] for index in first], targets[first], probs[None, None])
-
-
-def judge_labelled(
+def judge_readable(
     members: list[Member], recordings: Recordings, options: EnsembleOptions, world: World
-) -> JudgedClips:
-    """Judge recordings whose first folder is their label, divided over the ranks; each rank gets all of it.
+) -> tuple[list[int], np.ndarray]:
+    """Judge recordings, divided over the ranks; says how many could not be judged.
 
     Parameters
     ----------
     recordings : the same on every rank
 
+    Returns
+    -------
+    the indices of those that could be judged, and their probabilities [shape=(members, views, n, classes)]
+
     Raises
     ------
-    InputError : none could be judged, or labels that no member knows
+    InputError : none could be judged
     """
-    labels = recordings.labels(members[0].classes)
     judged = judge_in_shares(members, recordings.paths, options.batch_size, options.tta, world, Judge.judge)
     errors = [error for batch in judged for error in batch.errors]
     good = [index for index, error in enumerate(errors) if not error]
@@ -98,11 +110,19 @@ def judge_labelled(
         )
     if world.is_main:
         warn_of_unread({name: error for name, error in zip(recordings.names, errors, strict=True) if error})
+    return good, np.concatenate([batch.probs for batch in judged], axis=2)[:, :, good]
+
+
+def judge_labelled(
+    members: list[Member], recordings: Recordings, options: EnsembleOptions, world: World
+) -> JudgedClips:
+    """As :func:`judge_readable`, for recordings whose first folder is their label.
+
+    Raises
+    ------
+    InputError : none could be judged, or labels that no member knows
+    """
+    targets = recordings.targets(members[0].classes)
+    good, probs = judge_readable(members, recordings, options, world)
     kept = recordings.select(good)
-    return JudgedClips(
-        names=kept.names,
-        paths=kept.paths,
-        targets=np.array([members[0].classes.index(labels[index]) for index in good]),
-        probs=np.concatenate([batch.probs for batch in judged], axis=2)[:, :, good],
-        unreadable=len(errors) - len(good),
-    )
+    return JudgedClips(kept.names, kept.paths, targets[good], probs, len(targets) - len(good))

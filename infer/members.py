@@ -123,11 +123,11 @@ def load_alike(options: MemberOptions, world: World) -> list[Member]:
                 "when its training has ended"
             )
     if world.is_main:
-        say_unfinished(members)
+        _say_unfinished(members)
     return members
 
 
-def say_unfinished(members: list[Member]) -> None:
+def _say_unfinished(members: list[Member]) -> None:
     """Say on stderr which members have not been trained to the end, and whose epoch's weights they have."""
     for member in members:
         with contextlib.suppress(InputError, TypeError):  # damaged metrics or flags are no reason not to judge

@@ -18,7 +18,7 @@ def output_path(path: str | Path, options: MemberOptions) -> Path:
 
     Raises
     ------
-    InputError : it is, or lies in, what is read: a recording, a list, a run, a cache or a corpus, through whatever links
+    InputError : it is, or lies in, what is read: a recording, a list, a run, a cache or a corpus, however linked
     """
     output = checked_output(path)
     if source := _named_recording(output, options) or _folder_that_is_read(output):

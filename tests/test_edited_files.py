@@ -22,7 +22,7 @@ from cache.info import describe
 from cache.shard import sidecar_path
 from infer.corpus import find_member_cache
 from infer.ensemble import Ensemble
-from infer.labelled import held_out
+from infer.labelled import out_of_fold
 from infer.members import load_members
 from infer.report.data import read_curves
 from pipeline.build_cache import main as build
@@ -212,7 +212,7 @@ def test_any_out_of_fold_file(run: Path) -> None:
         for changed in [{}, *({name: other} for other in others)]:
             save_arrays(path, **{key: value for key, value in arrays.items() if key != name}, **changed)
             with pytest.raises(InputError, match=r"oof\.npz"):
-                held_out(member, cache)
+                out_of_fold([member], cache)
 
 
 def test_any_ensemble_file(run: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from cache.cli import say
 from cache.tables import csv_table
 from infer.corpus import find_member_cache
-from infer.labelled import held_out, merged
+from infer.labelled import out_of_fold
 from infer.members import load_members
 from infer.options import AuditOptions
 from infer.outputs import output_path
@@ -17,8 +17,8 @@ def audit(options: AuditOptions) -> int:
     output = output_path(options.output, options)
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     cache = find_member_cache(members[0], options.cache_dir)
-    clips = merged([held_out(member, cache) for member in members])
-    names, probs, targets = clips.names, clips.probs[0, 0], clips.targets
+    clips, probs = out_of_fold(members, cache)
+    names, targets = clips.names, clips.targets
     found, likely = suspects(probs, targets)
     classes = members[0].classes
     with csv_table(output, ["file", "label", "suspected", "confidence", "label_confidence"]) as table:

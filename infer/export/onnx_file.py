@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cache.cli import InputError
+from infer.judge import batched
 
 _OPSET = 18
 _QUANTISED = ("Conv", "Gemm", "MatMul")  # of the networks; quantising every operator was no faster
@@ -69,12 +70,12 @@ def quantise_onnx(source: Path, target: Path, clips: np.ndarray) -> None:
     import onnx
     from onnxruntime import quantization
 
-    batches = iter(np.array_split(clips, -(-len(clips) // 8)))
+    batches = batched(clips, 8)
 
     class Clips(quantization.CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(batches, None)
-            return None if batch is None else {"waveform": batch}
+            return None if batch is None else {"waveform": np.stack(batch)}
 
     names = [node.name for node in onnx.load(source, load_external_data=False).graph.node]
     logging.disable(logging.WARNING)  # it recommends a preparation that the exporter has done

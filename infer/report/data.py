@@ -16,7 +16,7 @@ from cache.config import FeatureConfig
 from infer.corpus import find_member_cache, labelled_recordings
 from infer.ensemble import Ensemble
 from infer.evaluate.figures import ensemble_figures, out_of_fold_figures
-from infer.labelled import JudgedClips, held_out, judge_labelled, merged
+from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.members import Member
 from infer.options import ReportOptions
 from infer.scoring import coverage, reliability, suspects
@@ -33,15 +33,13 @@ _FIGURES = {"single": "single, mean", "hard": "hard", "soft": "soft"}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Labelled clips, what was said of them, and the figures that follow."""
+    """Labelled clips from one source (the split test, out of fold, a folder), and how they were judged."""
 
     figures: dict[str, Any]
-    """Of :mod:`infer.labelled`."""
+    """Of `infer.evaluate.figures`."""
     clips: JudgedClips
     best: np.ndarray
     """The verdict: class scores [shape=(n, classes)]; its maximum is the confidence."""
-    members: list[list[str]]
-    """Per clip, the names of the members whose probabilities `clips` holds."""
 
     def describe(self) -> dict[str, Any]:
         """Everything but the single clips."""
@@ -70,10 +68,11 @@ class Source:
         """The wrongly judged clips, the most confident first."""
         judged, confidence = self.best.argmax(axis=1), self.best.max(axis=1)
         wrong = np.flatnonzero(judged != self.clips.targets)
-        log_mel = LogMel(config)
+        members, log_mel = np.array([row["member"] for row in self.figures["members"]]), LogMel(config)
         for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:most].tolist():
             target, verdict = int(self.clips.targets[index]), int(judged[index])
-            said = self.clips.probs[:, :, index].mean(axis=1)  # (members, classes)
+            judged_by = self.clips.judged_by[:, index]
+            said = self.clips.probs[judged_by, :, index].mean(axis=1)  # (members, classes)
             ranking = [verdict, target, *said.argmax(axis=1).tolist(), *np.argsort(-self.best[index]).tolist()]
             columns = list(dict.fromkeys(ranking))[:_COLUMNS]
             yield {
@@ -82,12 +81,12 @@ class Source:
                 "judged": verdict,
                 "confidence": round(float(confidence[index]), 4),
                 "columns": columns,
-                "members": list(zip(self.members[index], said[:, columns].round(4).tolist(), strict=True)),
+                "members": list(zip(members[judged_by].tolist(), said[:, columns].round(4).tolist(), strict=True)),
                 **_media(self.clips.paths[index], log_mel),
             }
 
 
-def read_sources(options: ReportOptions, members: list[Member], world: World) -> tuple[list[Source], list[str]]:
+def judge_sources(options: ReportOptions, members: list[Member], world: World) -> tuple[list[Source], list[str]]:
     """Judge the recordings, divided over the ranks, and read what training left of the held-out clips.
 
     Returns
@@ -119,20 +118,12 @@ def _recordings(options: ReportOptions, members: list[Member], world: World) -> 
     recordings = world.decide(lambda: labelled_recordings(members, options))
     clips = judge_labelled(members, recordings, options, world)
     figures = ensemble_figures(members, clips, options.input or "the split test")
-    names = [[member.name for member in members]] * len(clips.names)
-    return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs), names)
+    return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs))
 
 
 def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:
-    cache = find_member_cache(members[0], options.cache_dir)
-    parts = [held_out(member, cache, options.audio_dir) for member in members]
-    held_out_by: dict[str, list[str]] = {}
-    for member, part in zip(members, parts, strict=True):
-        for name in part.names:
-            held_out_by.setdefault(name, []).append(member.name)
-    clips = merged(parts)
-    names = [[", ".join(held_out_by[name])] for name in clips.names]
-    return Source(out_of_fold_figures(members, parts, clips), clips, clips.probs[0, 0], names)
+    clips, mean = out_of_fold(members, find_member_cache(members[0], options.cache_dir), options.audio_dir)
+    return Source(out_of_fold_figures(members, clips, mean), clips, mean)
 
 
 def read_curves(runs: list[str]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from cache.files import write_atomic
 from infer.members import load_alike
 from infer.options import ReportOptions
 from infer.outputs import output_path
-from infer.report.data import read_curves, read_sources
+from infer.report.data import judge_sources, read_curves
 from train.world import World
 
 MAX_BYTES = 20_000_000  # of the file
@@ -25,7 +25,7 @@ def write_report(options: ReportOptions, world: World) -> int:
     """
     output = output_path(options.output, options)
     members = load_alike(options, world)
-    sources, notes = read_sources(options, members, world)
+    sources, notes = judge_sources(options, members, world)
     if not world.is_main:
         return EXIT_OK
     data = {
