@@ -10,7 +10,7 @@ import numpy as np
 from cache.cli import EXIT_OK, InputError, require, say
 from cache.files import atomic_path
 from infer.console import print_table
-from infer.corpus import cached_test_split, unheard
+from infer.corpus import cached_test_split, check_not_trained_on
 from infer.ensemble import Ensemble
 from infer.export.graph import WaveformEnsemble
 from infer.export.onnx_file import quantise_onnx, run_onnx, write_onnx
@@ -129,7 +129,7 @@ def _targets(recordings: Recordings, members: list[Member], source: str) -> np.n
     except InputError:  # not a folder of <label>/ folders
         return None
     try:
-        unheard(recordings, members, source)
+        check_not_trained_on(recordings, members, source)
     except InputError as error:
         say(f"no accuracy is shown: {error}", error=True)
         return None
