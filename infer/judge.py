@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from cache.cli import InputError
-from cache.config import FeatureConfig
 from cache.cores import usable_cores
 from infer.members import Member
-from pipeline.decode import read_clip
+from pipeline.decode import read_clip, reason_of
 from pipeline.features import LogMel
 from train.precision import amp_dtype, autocast
 
@@ -62,7 +61,7 @@ class Judge:
         threads = torch.get_num_threads()
         self._local = threading.local()
         count = usable_cores()
-        self._pool = ThreadPoolExecutor(count, "features", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(count, "features", initializer=self._start_thread)
         all_there = threading.Barrier(count)  # a thread that began later would set torch's threads for all again
         list(self._pool.map(lambda _: all_there.wait(), range(count)))
         torch.set_num_threads(threads)
@@ -86,31 +85,22 @@ class Judge:
         """End the feature threads."""
         self._pool.shutdown(cancel_futures=True)
 
+    def _start_thread(self) -> None:
+        torch.set_num_threads(1)
+        self._local.log_mels = [LogMel(config) for config in self._configs]
+
     def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str]:
         """Per configuration the views' features (views, n_mels, n_frames) float16, and the error or ""."""
-        rendered: dict[tuple[int, int], list[np.ndarray]] = {}  # by rate and length: a file is read once for all
         results = []
-        for config in self._configs:
-            clip = (config.sample_rate, config.samples)
-            if clip not in rendered:
-                try:
-                    samples = read_clip(item, config).samples if isinstance(item, str) else item
-                except InputError as error:
-                    return [], str(error)
-                except OSError as error:
-                    return [], error.strerror or str(error)
-                rendered[clip] = [view(samples) for view in self.views]
-            log_mel = self._log_mel(config)
-            out = torch.empty(len(self.views), config.n_mels, config.n_frames, dtype=torch.float16)
-            log_mel(rendered[clip], out)
+        for log_mel in self._local.log_mels:
+            try:
+                samples = read_clip(item, log_mel.config).samples if isinstance(item, str) else item
+            except (InputError, OSError) as error:
+                return [], reason_of(error)
+            out = torch.empty(len(self.views), log_mel.config.n_mels, log_mel.config.n_frames, dtype=torch.float16)
+            log_mel([view(samples) for view in self.views], out.unbind())
             results.append(out)
         return results, ""
-
-    def _log_mel(self, config: FeatureConfig) -> LogMel:
-        known = self._local.__dict__.setdefault("log_mels", {})
-        if config not in known:
-            known[config] = LogMel(config)
-        return known[config]
 
     @torch.inference_mode()
     def _forward(self, featured: list[tuple[list[torch.Tensor], str]]) -> Judged:

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
-from cache.cli import InputError
+from cache.cli import InputError, say
 from cache.index import Cache
 from infer.corpus import find_corpus
 from infer.judge import Judge
 from infer.members import Member
 from infer.options import EnsembleOptions
-from infer.recordings import Recordings, warn_of_unread
+from infer.recordings import Recordings
 from infer.shares import judge_in_shares
 from train.held_out import read_held_out
 from train.world import World
@@ -104,12 +104,11 @@ def judge_readable(
     judged = judge_in_shares(members, recordings.paths, options.batch_size, options.tta, world, Judge.judge)
     errors = [error for batch in judged for error in batch.errors]
     good = [index for index, error in enumerate(errors) if not error]
+    bad = [f"{name}: {error}" for name, error in zip(recordings.names, errors, strict=True) if error]
     if not good:
-        raise InputError(
-            f"none of {len(errors)} recordings could be judged; the first: {recordings.names[0]}: {errors[0]}"
-        )
-    if world.is_main:
-        warn_of_unread({name: error for name, error in zip(recordings.names, errors, strict=True) if error})
+        raise InputError(f"none of {len(bad)} recordings could be judged; the first: {bad[0]}")
+    if bad and world.is_main:
+        say(f"{len(bad):,} recordings could not be read and are not counted; {bad[0]}", error=True)
     return good, np.concatenate([batch.probs for batch in judged], axis=2)[:, :, good]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError, say
+from cache.cli import InputError
 from pipeline.decode import EXTENSIONS
 from pipeline.lists import find_files, read_lines, spelling
 from pipeline.scan import walk
@@ -45,12 +45,6 @@ class Recordings:
                 f"expected <label>/ folders named {', '.join(classes)}"
             )
         return np.array(targets, np.int64)
-
-
-def warn_of_unread(errors: dict[str, str]) -> None:
-    """Say on stderr how many recordings are not counted, and why the first is not; `errors`: name -> reason."""
-    for name, reason in list(errors.items())[:1]:
-        say(f"{len(errors):,} recordings could not be read and are not counted; {name}: {reason}", error=True)
 
 
 def list_recordings(source: str) -> Recordings:

@@ -34,6 +34,12 @@ class GraphLogMel(nn.Module):
     config : the features
     """
 
+    window: torch.Tensor
+    pieces: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+    filters: torch.Tensor
+
     def __init__(self, config: FeatureConfig) -> None:
         super().__init__()
         n_fft, hop = config.n_fft, config.hop_length

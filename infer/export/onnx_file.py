@@ -46,6 +46,7 @@ def write_onnx(module: torch.nn.Module, samples: int, metadata: dict[str, str], 
             dynamo=True,
             verbose=False,
         )
+    assert program is not None, "with dynamo=True there is one"
     model = program.model_proto
     for node in model.graph.node:  # the rest of what the exporter notes down would publish paths of this machine
         scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]

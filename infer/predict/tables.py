@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError, say
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
 from cache.tables import csv_table
 from infer.corpus import cached_test_split
 from infer.ensemble import Ensemble
@@ -24,13 +25,9 @@ UNKNOWN = "unknown"  # label of what is judged with less than --min-confidence
 _LONG_FILES = 8  # in a group of files that may each last for hours
 
 
-def predict(options: PredictOptions, world: World) -> tuple[int, int, int]:
-    """Judge all recordings and write the tables.
-
-    Returns
-    -------
-    (files, files that could not be read, files judged as unknown) : the last two on rank 0
-    """
+def predict(options: PredictOptions, world: World) -> int:
+    """Judge all recordings, write the tables and say how it went; returns the exit status."""
+    started = time.monotonic()
     members = load_alike(options, world)
     recordings, ensemble = world.decide(
         lambda: (_recordings(options, members), Ensemble(members, options.tta, options.ensemble))
@@ -45,11 +42,21 @@ def predict(options: PredictOptions, world: World) -> tuple[int, int, int]:
 
     group = _LONG_FILES if options.windows else options.batch_size
     judged = judge_in_shares(members, recordings.paths, group, options.tta, world, judge_groups)
-    if not ensemble.calibrated and world.is_main:
+    if not world.is_main:
+        return EXIT_OK
+    if not ensemble.calibrated:
         remedy = "run infer.calibrate with the same --run, --folds and --tta"
         say(f"confidence: too modest until you {remedy}", error=True)
-    bad, unknown = _write_tables(options, recordings, members[0].classes, judged) if world.is_main else (0, 0)
-    return len(recordings.paths), bad, unknown
+    bad, unknown = _write_tables(options, recordings, members[0].classes, judged)
+    files, seconds = len(recordings.paths), time.monotonic() - started
+    say(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
+    if options.windows:
+        say(f"{options.windows}: what was heard, and when")
+    if options.min_confidence:
+        say(f"{unknown:,} are unknown: judged with a confidence below {options.min_confidence:g}")
+    if bad:
+        say(f"{bad:,} could not be read: see the column error", error=True)
+    return EXIT_INCOMPLETE if bad else EXIT_OK
 
 
 def check_outputs(options: PredictOptions, classes: list[str]) -> None:

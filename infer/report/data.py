@@ -155,7 +155,7 @@ def _media(path: str, log_mel: LogMel) -> dict[str, Any]:
     wav = io.BytesIO()
     soundfile.write(wav, samples, config.sample_rate, subtype="PCM_16", format="WAV")
     image = torch.empty(config.n_mels, config.n_frames)
-    log_mel(samples[None], image[None])
+    log_mel([samples], [image])
     image = 255 * (image - image.min()) / (image.max() - image.min()).clamp_min(1e-6)
     return {
         "audio": base64.b64encode(wav.getvalue()).decode(),

@@ -28,7 +28,7 @@ def write_report(options: ReportOptions, world: World) -> int:
     sources, notes = judge_sources(options, members, world)
     if not world.is_main:
         return EXIT_OK
-    data = {
+    data: dict[str, Any] = {
         "title": ", ".join(Path(run).name for run in options.run_folders),
         "classes": members[0].classes,
         "notes": notes,
