@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from cache.cli import InputError, say
 from cache.index import Cache
-from infer.corpus import find_corpus
+from infer.corpus import find_corpus, find_member_cache
 from infer.judge import Judge
 from infer.members import Member
 from infer.options import EnsembleOptions
@@ -37,14 +37,14 @@ class JudgedClips:
         return ~np.isnan(self.probs[:, 0, :, 0])
 
 
-def out_of_fold(members: list[Member], cache: Cache, audio_dir: str | None = None) -> tuple[JudgedClips, np.ndarray]:
+def out_of_fold(members: list[Member], cache_dir: str, audio_dir: str | None = None) -> tuple[JudgedClips, np.ndarray]:
     """What members said of the clips that they held out, as their training left it in ``oof.npz``.
 
     Names and targets are the clip table's, so that no path is opened because a run folder names it.
 
     Parameters
     ----------
-    audio_dir : see `infer.corpus.find_corpus`
+    cache_dir, audio_dir : see `infer.corpus.find_member_cache` and `infer.corpus.find_corpus`
 
     Returns
     -------
@@ -52,8 +52,9 @@ def out_of_fold(members: list[Member], cache: Cache, audio_dir: str | None = Non
 
     Raises
     ------
-    InputError : as :func:`_held_out`
+    InputError : as :func:`infer.corpus.find_member_cache` and :func:`_held_out`
     """
+    cache = find_member_cache(members[0], cache_dir)
     probs = np.full((len(members), 1, len(cache.clips), len(cache.classes)), np.nan, np.float32)
     for said, member in zip(probs[:, 0], members, strict=True):
         clips, logits = _held_out(member, cache)

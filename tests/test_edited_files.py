@@ -205,14 +205,13 @@ def test_any_out_of_fold_file(run: Path) -> None:
     """Each array of oof.npz missing, of another type, shape or length."""
     path = run / "fold0/oof.npz"
     arrays, (member,) = load_arrays(path), load_members([RUN], "0", CPU)
-    cache = find_member_cache(member, "data/cache")
     for name, array in arrays.items():
         others = [np.array(3), np.array("text"), np.zeros(0), np.zeros((2, 2, 2)), array[None], np.array([b"\xff"])]
         others += [array[:-1], array[:0], array.astype("S9" if array.dtype.kind == "U" else "U9")] if array.ndim else []
         for changed in [{}, *({name: other} for other in others)]:
             save_arrays(path, **{key: value for key, value in arrays.items() if key != name}, **changed)
             with pytest.raises(InputError, match=r"oof\.npz"):
-                out_of_fold([member], cache)
+                out_of_fold([member], "data/cache")
 
 
 def test_any_ensemble_file(run: Path) -> None:

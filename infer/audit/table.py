@@ -4,7 +4,6 @@ import torch
 
 from cache.cli import say
 from cache.tables import csv_table
-from infer.corpus import find_member_cache
 from infer.labelled import out_of_fold
 from infer.members import load_members
 from infer.options import AuditOptions
@@ -16,8 +15,7 @@ def audit(options: AuditOptions) -> int:
     """Write the table of suspected clips and say how many there are; returns the exit status."""
     output = output_path(options.output, options)
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
-    cache = find_member_cache(members[0], options.cache_dir)
-    clips, probs = out_of_fold(members, cache)
+    clips, probs = out_of_fold(members, options.cache_dir)
     names, targets = clips.names, clips.targets
     found, likely = suspects(probs, targets)
     classes = members[0].classes

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from infer.corpus import find_member_cache, labelled_recordings
+from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.members import Member, load_alike
@@ -22,15 +22,10 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     """
     members = load_alike(options, world)
     if options.input is None and options.split == "oof":
-        return world.decide(lambda: _out_of_fold(members, options))
+        return world.decide(lambda: out_of_fold_figures(members, *out_of_fold(members, options.cache_dir)))
     recordings = world.decide(lambda: labelled_recordings(members, options))
     judged = judge_labelled(members, recordings, options, world)
     return ensemble_figures(members, judged, options.input or "the split test")
-
-
-def _out_of_fold(members: list[Member], options: EvaluateOptions) -> dict[str, Any]:
-    clips, mean = out_of_fold(members, find_member_cache(members[0], options.cache_dir))
-    return out_of_fold_figures(members, clips, mean)
 
 
 def out_of_fold_figures(members: list[Member], clips: JudgedClips, mean: np.ndarray) -> dict[str, Any]:

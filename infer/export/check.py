@@ -1,9 +1,9 @@
 """Exporting: write the file, run it, and keep it only if it says what predict says."""
 
-import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,26 +28,13 @@ TOLERANCE = 1e-3
 """Largest difference of a probability between the exported file and predict."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Check:
-    """The clips that a file is verified on, and what predict says of them."""
+class _Measured(NamedTuple):
+    """What a file, or predict, says of the clips, and how fast."""
 
-    names: list[str]
-    clips: np.ndarray  # (n, samples)
+    name: str
+    megabytes: str
+    clips_per_second: float
     probs: np.ndarray  # (n, classes)
-    targets: np.ndarray | None
-
-    def compare(self, name: str, megabytes: str, clips_per_second: float, probs: np.ndarray) -> tuple[str, ...]:
-        """A row of the table that export prints."""
-        best = probs.argmax(axis=1)
-        return (
-            name,
-            megabytes,
-            f"{clips_per_second:.1f}",
-            f"{np.abs(probs - self.probs).max():.1e}",
-            f"{(best == self.probs.argmax(axis=1)).mean():.1%}",
-            "" if self.targets is None else f"{(best == self.targets).mean():.4f}",
-        )
 
 
 def export(options: ExportOptions, world: World) -> int:
@@ -71,26 +58,35 @@ def export(options: ExportOptions, world: World) -> int:
     speed = len(recordings.paths) / (time.perf_counter() - started)
     recordings, probs = recordings.select(good), ensemble(judged)
     clips = np.stack([read_clip(path, shared_clip(members)).samples for path in recordings.paths])
-    others = clips[1::2] if len(clips) > 1 else clips  # which int8 takes its ranges from
-    step = 2 if smaller else 1
-    recordings, clips, probs = recordings.select(range(0, len(clips), step)), clips[::step], probs[::step]
-    check = _Check(recordings.names, clips, probs, _targets(recordings, members, source))
-    rows = [check.compare("predict", "", speed, probs)]
+    title = source
+    if smaller:  # every other clip gives int8 its ranges and is not verified on
+        others = clips[1::2] if len(clips) > 1 else clips
+        title = f"{source}; int8 took its ranges from {len(others)} others"
+        recordings, clips, probs = recordings.select(range(0, len(clips), 2)), clips[::2], probs[::2]
 
+    measured = [_Measured("predict", "", speed, probs)]
     with atomic_path(output) as temporary:
         write_onnx(network, clips.shape[1], _metadata(members, options), temporary)
-        probs, row = _measure(temporary, output, check, options)
-        _verify(output, probs, check)
-        rows.append(row)
+        measured.append(_measure(temporary, output, clips, options))
+        _verify(output, measured[-1].probs, probs, recordings.names)
         if smaller:
             with atomic_path(smaller) as quantised:
                 quantise_onnx(temporary, quantised, others)
-                rows.append(_measure(quantised, smaller, check, options)[1])
-    header = ("", "MB", "clips/s", "largest difference", "same label", "accuracy")
-    ranges = f"; int8 took its ranges from {len(others)} others" if smaller else ""
-    print_table(f"CPU, {len(clips)} clips of {source}{ranges}", rows, header)
+                measured.append(_measure(quantised, smaller, clips, options))
+    _print_measured(f"CPU, {len(clips)} clips of {title}", measured, _targets(recordings, members, source))
     say(f"{output}: {len(members)} members, {options.tta} views; verified")
     return EXIT_OK
+
+
+def _print_measured(title: str, measured: list[_Measured], targets: np.ndarray | None) -> None:
+    """A table in which the first, predict, is what the others are compared with."""
+    expected, rows = measured[0].probs, []
+    for name, megabytes, speed, probs in measured:
+        best = probs.argmax(axis=1)
+        difference, same = np.abs(probs - expected).max(), (best == expected.argmax(axis=1)).mean()
+        accuracy = "" if targets is None else f"{(best == targets).mean():.4f}"
+        rows.append((name, megabytes, f"{speed:.1f}", f"{difference:.1e}", f"{same:.1%}", accuracy))
+    print_table(title, rows, ("", "MB", "clips/s", "largest difference", "same label", "accuracy"))
 
 
 def _metadata(members: list[Member], options: ExportOptions) -> dict[str, str]:
@@ -136,23 +132,24 @@ def _targets(recordings: Recordings, members: list[Member], source: str) -> np.n
     return targets
 
 
-def _measure(file: Path, output: Path, check: _Check, options: ExportOptions) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Run the file that becomes `output` on the clips; returns its probabilities and its row of the table."""
+def _measure(file: Path, output: Path, clips: np.ndarray, options: ExportOptions) -> _Measured:
+    """Run the file that becomes `output` on clips [shape=(n, samples)]."""
     run = run_onnx(file)
-    run(check.clips[:1])  # the first call of a runtime takes longer
+    run(clips[:1])  # the first call of a runtime takes longer
     started = time.perf_counter()
-    probs = np.concatenate([run(np.stack(batch)) for batch in batched(check.clips, options.batch_size)])
-    speed = len(probs) / (time.perf_counter() - started)
-    return probs, check.compare(output.name, f"{file.stat().st_size / 1e6:.1f}", speed, probs)
+    probs = np.concatenate([run(np.stack(batch)) for batch in batched(clips, options.batch_size)])
+    speed = len(clips) / (time.perf_counter() - started)
+    return _Measured(output.name, f"{file.stat().st_size / 1e6:.1f}", speed, probs)
 
 
-def _verify(output: Path, probs: np.ndarray, check: _Check) -> None:
-    differences = np.abs(probs - check.probs).max(axis=1)
-    same = (differences <= TOLERANCE) & (probs.argmax(axis=1) == check.probs.argmax(axis=1))  # NaN is not
+def _verify(output: Path, found: np.ndarray, expected: np.ndarray, names: list[str]) -> None:
+    """InputError where the file's probabilities [shape=(n, classes)] are not predict's."""
+    differences = np.abs(found - expected).max(axis=1)
+    same = (differences <= TOLERANCE) & (found.argmax(axis=1) == expected.argmax(axis=1))  # NaN is not
     if not same.all():
         worst = int(differences.argmax())
         raise InputError(
-            f"{output}: not written: it judges {int((~same).sum())} of {len(probs)} recordings otherwise than predict; "
-            f"{check.names[worst]}: a probability differs by {differences[worst]:.2g}, expected at most "
+            f"{output}: not written: it judges {int((~same).sum())} of {len(found)} recordings otherwise than predict; "
+            f"{names[worst]}: a probability differs by {differences[worst]:.2g}, expected at most "
             f"{TOLERANCE}; report it with the versions of torch and onnxruntime"
         )

@@ -13,7 +13,7 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from infer.corpus import find_member_cache, labelled_recordings
+from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble
 from infer.evaluate.figures import ensemble_figures, out_of_fold_figures
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
@@ -26,7 +26,6 @@ from train.progress import read_run
 from train.world import World
 
 _SUSPECTS = 200  # clips in the list of suspected labels
-_MAX_EPOCHS = 1000  # points of a curve
 _COLUMNS = 5  # labels in a clip's table of probabilities
 _FIGURES = {"single": "single, mean", "hard": "hard", "soft": "soft"}
 
@@ -122,7 +121,7 @@ def _recordings(options: ReportOptions, members: list[Member], world: World) -> 
 
 
 def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:
-    clips, mean = out_of_fold(members, find_member_cache(members[0], options.cache_dir), options.audio_dir)
+    clips, mean = out_of_fold(members, options.cache_dir, options.audio_dir)
     return Source(out_of_fold_figures(members, clips, mean), clips, mean)
 
 
@@ -131,9 +130,8 @@ def read_curves(runs: list[str]) -> list[dict[str, Any]]:
     curves = []
     for run in runs:
         for log in read_run(Path(run)):
-            entries = log.entries[:: 1 + len(log.entries) // _MAX_EPOCHS]
             keys = ("epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-            columns = {key: [_finite(entry[key]) for entry in entries] for key in keys}
+            columns = {key: [_finite(entry[key]) for entry in log.entries] for key in keys}
             curves.append(
                 {"name": f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}", **columns}
             )

@@ -41,7 +41,7 @@ def run(options: Options) -> int:
 
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     cache = find_member_cache(members[0], options.cache_dir)
-    clips, probs = out_of_fold(members, cache)
+    clips, probs = out_of_fold(members, options.cache_dir)
     names, paths, targets = clips.names, clips.paths, clips.targets
     wrong, classes = probs.argmax(axis=1) != targets, members[0].classes
     found = np.zeros(len(names), bool)
