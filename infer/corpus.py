@@ -8,8 +8,7 @@ import numpy as np
 
 from cache.cli import InputError, say
 from cache.cores import usable_cores
-from cache.find import list_caches
-from cache.index import TEST, Cache
+from cache.index import INDEX, TEST, Cache
 from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
@@ -48,11 +47,11 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
     """
     contents = _contents(recordings.paths)
     for member in members:
-        if member.heard is None:
+        if member.trained_on is None:
             why = "which it does not say (an older version trained it, or sidecars were missing)"
             say(f"{source}: not checked against what {member.path} was trained on, {why}", error=True)
             continue
-        known = np.isin(contents, member.heard)
+        known = np.isin(contents, member.trained_on)
         if known.any():
             raise InputError(
                 f"{source}: {member.path} was trained on {known.sum():,} of its {len(known):,} recordings, such as "
@@ -80,11 +79,9 @@ def find_member_cache(member: Member, cache_dir: str) -> Cache:
     ------
     InputError : it is not there, or holds another split by now
     """
-    folder = next((path for path in list_caches(cache_dir) if path.name == member.config.folder_name), None)
-    if folder is None:
-        raise InputError(
-            f"{cache_dir}: the cache {member.config.folder_name} of {member.path} is not there; use --input"
-        )
+    folder = Path(cache_dir) / member.config.folder_name
+    if not (folder / INDEX).exists():
+        raise InputError(f"{cache_dir}: the cache {folder.name} of {member.path} is not there; use --input")
     cache = Cache(folder)
     if cache.index["split"]["digest"] != member.split_digest:
         raise InputError(

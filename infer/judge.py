@@ -20,6 +20,7 @@ from cache.cores import usable_cores
 from infer.members import Member
 from pipeline.decode import read_clip, reason_of
 from pipeline.features import LogMel
+from pipeline.filterbank import mel_filterbank
 from train.precision import amp_dtype, autocast
 
 Item = TypeVar("Item")
@@ -57,6 +58,7 @@ class Judge:
         self.members, self.views, self.device = list(members), list(views), device
         self.classes = self.members[0].classes
         self._configs = list(dict.fromkeys(member.config.view_config for member in self.members))
+        self._filters = [mel_filterbank(config) for config in self._configs]
         self._dtype = amp_dtype("auto", device)
         threads = torch.get_num_threads()
         self._local = threading.local()
@@ -87,7 +89,7 @@ class Judge:
 
     def _start_thread(self) -> None:
         torch.set_num_threads(1)
-        self._local.log_mels = [LogMel(config) for config in self._configs]
+        self._local.log_mels = [LogMel(*pair) for pair in zip(self._configs, self._filters, strict=True)]
 
     def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str]:
         """Per configuration the views' features (views, n_mels, n_frames) float16, and the error or ""."""

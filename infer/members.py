@@ -43,7 +43,7 @@ class Member:
     """Share of the clips that no fold of the run was trained on."""
     digest: str = ""
     """SHA-256 of the checkpoint."""
-    heard: np.ndarray | None = None
+    trained_on: np.ndarray | None = None
     """Contents of the clips that it was trained on, as of `train.heard`; None where the checkpoint does not say."""
     epoch: int = 0
     """Whose weights these are: the best so far."""
@@ -175,7 +175,7 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         calibrated=fold != "none" and not options.get("teacher"),
         hold_back=0.0 if fold == "none" else options.get("hold_back", 0.0),
         digest=hashlib.sha256(data).hexdigest(),
-        heard=None if heard is None else heard.numpy(),
+        trained_on=None if heard is None else heard.numpy(),
         epoch=saved["best"]["epoch"],
         options=options,
     )

@@ -1,7 +1,5 @@
 """Fitting the temperature of an ensemble's mean, which `infer.ensemble` explains."""
 
-from typing import Any
-
 import numpy as np
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
@@ -18,23 +16,11 @@ from train.world import World
 _FEWEST_CLIPS, _FEWEST_ERRORS = 20, 3  # that a temperature is fitted on
 
 
-def calibrate_and_print(options: CalibrateOptions, world: World) -> int:
-    """Calibrate and say what it changed; returns the exit status."""
-    ensemble, kept = calibrate(options, world)
-    if world.is_main:
-        before, after = kept["before"], kept["after"]
-        say(f"{len(kept['members'])} members, {kept['tta']} views, {kept['clips']:,} clips that none was trained on")
-        say(f"accuracy {before['accuracy']:.4f}")
-        say(
-            f"temperature {kept['temperature']:.3f}: mean confidence {before['confidence']:.4f} -> "
-            f"{after['confidence']:.4f}, calibration error {before['ece']:.4f} -> {after['ece']:.4f}"
-        )
-        say(str(ensemble.path))
-    return EXIT_INCOMPLETE if kept["unreadable"] else EXIT_OK
-
-
-def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[str, Any]]:
+def calibrate(options: CalibrateOptions, world: World) -> int:
     """Fit the temperature of an ensemble's mean on clips that no member was trained on, and keep it.
+
+    Kept and shown with it are the number of clips and, before and after, on those same clips, the accuracy, the mean
+    confidence and the expected calibration error.
 
     Training holds few clips back. If some of them happen to be hard, any model looks too sure on them, and a
     temperature fitted on them alone would be too high. Each member shows by how much: it is calibrated already, on many
@@ -43,8 +29,7 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
 
     Returns
     -------
-    the ensemble, and what its file holds: temperature, clips, members, tta, and accuracy, mean confidence and expected
-        calibration error before and after, on those same clips
+    the exit status
 
     Raises
     ------
@@ -68,18 +53,26 @@ def calibrate(options: CalibrateOptions, world: World) -> tuple[Ensemble, dict[s
         singles = [_temperature_of(probs[0], judged.targets) for probs in judged.probs]
         temperature = float(np.clip(temperature / np.exp(np.log(singles).mean()), *RANGE))
     ensemble.temperature = temperature
+    before, after = _certainty(mean, judged.targets), _certainty(ensemble(judged.probs), judged.targets)
     content = {
         "temperature": temperature,
         "clips": len(mean),
         "unreadable": judged.unreadable,
         "members": [member.name for member in members],
         "tta": options.tta,
-        "before": _certainty(mean, judged.targets),
-        "after": _certainty(ensemble(judged.probs), judged.targets),
+        "before": before,
+        "after": after,
     }
     if world.is_main:
         write_sealed(ensemble.path, content, indent=1)
-    return ensemble, content
+        say(f"{len(members)} members, {options.tta} views, {len(mean):,} clips that none was trained on")
+        say(f"accuracy {before['accuracy']:.4f}")
+        say(
+            f"temperature {temperature:.3f}: mean confidence {before['confidence']:.4f} -> {after['confidence']:.4f}, "
+            f"calibration error {before['ece']:.4f} -> {after['ece']:.4f}"
+        )
+        say(str(ensemble.path))
+    return EXIT_INCOMPLETE if judged.unreadable else EXIT_OK
 
 
 def _temperature_of(probs: np.ndarray, targets: np.ndarray) -> float:

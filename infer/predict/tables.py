@@ -51,7 +51,7 @@ def predict(options: PredictOptions, world: World) -> int:
     files, seconds = len(recordings.paths), time.monotonic() - started
     say(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
     if options.windows:
-        say(f"{options.windows}: what was heard, and when")
+        say(f"{options.windows}: what was found, and when")
     if options.min_confidence:
         say(f"{unknown:,} are unknown: judged with a confidence below {options.min_confidence:g}")
     if bad:

@@ -68,10 +68,11 @@ class Source:
         judged, confidence = self.best.argmax(axis=1), self.best.max(axis=1)
         wrong = np.flatnonzero(judged != self.clips.targets)
         members, log_mel = np.array([row["member"] for row in self.figures["members"]]), LogMel(config)
+        judged_by = self.clips.judged_by
         for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:most].tolist():
             target, verdict = int(self.clips.targets[index]), int(judged[index])
-            judged_by = self.clips.judged_by[:, index]
-            said = self.clips.probs[judged_by, :, index].mean(axis=1)  # (members, classes)
+            who = judged_by[:, index]
+            said = self.clips.probs[who, :, index].mean(axis=1)  # (members, classes)
             ranking = [verdict, target, *said.argmax(axis=1).tolist(), *np.argsort(-self.best[index]).tolist()]
             columns = list(dict.fromkeys(ranking))[:_COLUMNS]
             yield {
@@ -80,7 +81,7 @@ class Source:
                 "judged": verdict,
                 "confidence": round(float(confidence[index]), 4),
                 "columns": columns,
-                "members": list(zip(members[judged_by].tolist(), said[:, columns].round(4).tolist(), strict=True)),
+                "members": list(zip(members[who].tolist(), said[:, columns].round(4).tolist(), strict=True)),
                 **_media(self.clips.paths[index], log_mel),
             }
 
@@ -132,9 +133,8 @@ def read_curves(runs: list[str]) -> list[dict[str, Any]]:
         for log in read_run(Path(run)):
             keys = ("epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
             columns = {key: [_finite(entry[key]) for entry in log.entries] for key in keys}
-            curves.append(
-                {"name": f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}", **columns}
-            )
+            name = f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}"
+            curves.append({"name": name, **columns})
     return curves
 
 
@@ -144,7 +144,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _media(path: str, log_mel: LogMel) -> dict[str, Any]:
-    """What the members heard and saw: 16-bit WAV, and the log-mel as one byte per value, from its low bands up."""
+    """What the members were given: 16-bit WAV, and the log-mel as one byte per value, from its low bands up."""
     config = log_mel.config
     try:
         samples = read_clip(path, config).samples
