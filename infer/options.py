@@ -29,11 +29,6 @@ class MemberOptions(Flags):
     folds: str = flag("all", "all folds of the split, or a list such as 0,2; none: the run on everything")
     cache_dir: str = flag("data/cache", "where cache folders are, for the split test")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.folds not in ("all", "none") and not all(part.isdecimal() for part in self.folds.split(",")):
-            raise InputError(f"--folds {self.folds}; expected all, none, or numbers such as 0,2")
-
     @property
     def run_folders(self) -> list[str]:
         """The run folders: those named, or the one that the training flags name."""

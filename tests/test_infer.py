@@ -301,7 +301,7 @@ def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -
         (("--run", "runs/run0", "--tta", "9"), "there are 4 views"),
         (("--run", "runs/run0", "--input", "nowhere"), "no such folder or file"),
         (("--run", "runs/run0", "--input", "runs"), "no recordings"),
-        (("--run", "runs/run0", "--folds", "x"), "expected all, none, or numbers"),
+        (("--run", "runs/run0", "--folds", "x"), "not trained: fold x (there: 0, 1)"),
         (("--run", "runs/run0", "--output", "no/such/folder.csv"), "there is no folder"),
     ],
 )
