@@ -57,15 +57,16 @@ def out_of_fold(members: list[Member], cache_dir: str, audio_dir: str | None = N
     cache = find_member_cache(members[0], cache_dir)
     probs = np.full((len(members), 1, len(cache.clips), len(cache.classes)), np.nan, np.float32)
     for said, member in zip(probs[:, 0], members, strict=True):
-        clips, logits = _held_out(member, cache)
-        said[clips] = softmax(logits / member.temperature, axis=1)
+        held_out, logits = _held_out(member, cache)
+        said[held_out] = softmax(logits / member.temperature, axis=1)
     judged = np.flatnonzero(~np.isnan(probs[:, 0, :, 0]).all(axis=0))
     judged = judged[np.argsort(cache.clips["clip_id"][judged])]
     probs = probs[:, :, judged]
     names = [name.decode() for name in cache.clips["clip_id"][judged].tolist()]
     folder = find_corpus(cache, audio_dir)
     targets = cache.clips["target"][judged].astype(np.int64)
-    return JudgedClips(names, [str(folder / name) for name in names], targets, probs), np.nanmean(probs[:, 0], axis=0)
+    clips = JudgedClips(names, [str(folder / name) for name in names], targets, probs)
+    return clips, np.nanmean(probs[:, 0], axis=0)
 
 
 def _held_out(member: Member, cache: Cache) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import soundfile
 from conftest import ROOT, only_cache, write_corpus
 
 from cache import info
-from cache.cli import printable, run_main
+from cache.cli import printable, run_main, say
 from cache.files import read_sealed, write_sealed
 from cache.index import INDEX
 from cache.tables import csv_table
@@ -142,6 +142,13 @@ def test_labels_like_the_tables_own_words(here: Path, monkeypatch, capsys) -> No
         with pytest.raises(ValueError, match=expected):
             check_outputs(PredictOptions(run=(RUN,), **flags), classes)
         check_outputs(PredictOptions(run=(RUN,)), classes)
+
+
+def test_what_is_said_is_one_printable_line(capsys) -> None:
+    """Whatever a name holds, a result or a warning that names it stays one line that steers no terminal."""
+    for error in (False, True):
+        say("a\nb\x1b[31mé", error=error)
+    assert capsys.readouterr() == ("a\\nb\\x1b[31mé\n",) * 2
 
 
 def test_consoles_without_the_characters(tmp_path: Path) -> None:

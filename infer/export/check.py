@@ -56,6 +56,8 @@ def export(options: ExportOptions, world: World) -> int:
     started = time.perf_counter()
     good, judged = judge_readable(members, recordings, options, world)
     speed = len(recordings.paths) / (time.perf_counter() - started)
+    if not world.is_main:
+        return EXIT_OK
     recordings, probs = recordings.select(good), ensemble(judged)
     clips = np.stack([read_clip(path, shared_clip(members)).samples for path in recordings.paths])
     title = source

@@ -32,9 +32,7 @@ def write_onnx(module: torch.nn.Module, samples: int, metadata: dict[str, str], 
     tensors = [*module.parameters(), *module.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > _MOST_BYTES:
-        raise InputError(
-            f"{path}: {size:,} bytes of weights; ONNX holds {_MOST_BYTES:,} in one file; use fewer --folds"
-        )
+        raise InputError(f"{size:,} bytes of weights; ONNX holds {_MOST_BYTES:,} in one file; use fewer --folds")
     with redirect_stdout(io.StringIO()):  # it reports its steps
         program = torch.onnx.export(
             module,
