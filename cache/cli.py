@@ -100,6 +100,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line for the user at once, escaped as by :func:`printable`; with `error` on stderr."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def describe_error(error: InputError | OSError) -> str:
     """An expected error as one line; what the system reports becomes file, reason and, where there is one, remedy."""
     message = str(error)
