@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from cache.cli import InputError
@@ -89,7 +90,7 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
         self.dtype = training_dtype(options, model, world, size)
         self.memory_format = choose_memory_format(options, model, world, size, self.dtype)
-        self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload] - torch takes both
+        self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]  # torch takes both
         self.ema = ModelEmaV3(self.model, options.ema, use_warmup=True) if options.ema else None
         self._buffers = flatten_buffers(self.model, device)
         self._buffers_before = self._buffers.clone()
@@ -103,6 +104,8 @@ class Trainer:
             world.broadcast(self._buffers)  # once here and in validate(), not in every step
             settings: dict[str, Any] = {"device_ids": [device.index] if device.type == "cuda" else None, _SYNC: False}
             distributed = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **settings)
+            if options.compress_gradients:
+                distributed.register_comm_hook(None, fp16_compress_hook)
             self._forward = distributed
         if options.compile:
             self._forward = torch.compile(self._forward)
