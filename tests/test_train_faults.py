@@ -80,7 +80,7 @@ def test_model_that_is_not_finite(tiny: Path) -> None:
     cache = Cache(folder)
     options = TrainOptions(model="test_resnet", batch_size=12, amp="off")
     trainer = Trainer(options, World(0, 0, 1, torch.device("cpu")), cache, select_fold(cache, "0"))
-    torch.nn.init.constant_(trainer.ema.get_classifier().bias, torch.inf)
+    torch.nn.init.constant_(trainer.eval_model().get_classifier().bias, torch.inf)
     name = cache.clips["clip_id"][select_fold(cache, "0").validation[0]].decode()
     with pytest.raises(InputError, match=f"{name}: the logits of this and 19 other .* not finite in float32 .* --lr"):
         trainer.validate()

@@ -237,6 +237,30 @@ def test_agent_stopped_by_a_signal(flags: tuple[str, ...], tmp_path: Path, undis
     assert not differing(state_of(tmp_path / "runs" / "run" / "fold0"), undisturbed(*more, count=2))
 
 
+def test_compressed_gradients(flags: tuple[str, ...], tmp_path: Path, undisturbed: Callable[..., dict]) -> None:
+    """With gradients in fp16 two ranks under torchrun, stopped and resumed, end with an undisturbed run's bits."""
+    more = ("--epochs", "4", "--compress-gradients", "--amp", "off")
+    halt = Halt("last.pt", 2, tmp_path / "halted")
+    process = start_torchrun(*flags, *more, "--name", "run", halt=halt)
+    process.wait_for(halt)
+    process.terminate()
+    os.kill(halt.reached(), signal.SIGCONT)
+    assert "stopped at step" in process.communicate()[0]
+    status, output = torchrun(*flags, *more, "--name", "run")
+    assert (status, "resuming at epoch" in output) == (0, True), output
+    compressed = state_of(tmp_path / "runs" / "run" / "fold0")
+    assert not differing(compressed, undisturbed(*more, count=2))
+    plain = undisturbed("--epochs", "4", "--amp", "off", count=2)
+    assert any("/state/model/" in key for key in differing(compressed, plain)), "the flag changes nothing"
+    fold = tmp_path / "runs" / "run" / "fold0"
+    content = torch.load(fold / "last.pt", weights_only=True)
+    del content["options"]["compress_gradients"]  # as of a run that began before the flag was there
+    torch.save(content, fold / "last.pt")
+    (status,), output = run(*flags, *more, "--name", "run", log=tmp_path / "log")
+    assert (status, "--compress-gradients False (now True)" in output) == (2, True), output
+    assert run(*flags, "--epochs", "4", "--amp", "off", "--name", "run", log=tmp_path / "log")[0] == [0]
+
+
 def test_other_number_of_ranks(flags: tuple[str, ...], tmp_path: Path) -> None:
     """A run may go on with other ranks: it says that bits will differ, and the metrics have no gap or duplicate."""
     more = ("--epochs", "6", "--name", "run")

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import betainc
-from timm.utils import ModelEmaV3
 
 from cache.cli import InputError, parse_flags
 from cache.find import find_cache
@@ -27,7 +26,7 @@ from tests.train_helpers import build_tiny_cache, free_port
 from train import recipes
 from train.augment import default_mixup, mixup, spec_augment, time_roll
 from train.data import Batches, clips_of_step
-from train.engine import Trainer, ema_decay, lr_at
+from train.engine import Trainer, lr_at
 from train.folds import select_fold
 from train.losses import LOSSES, binary, class_weights, cross_entropy, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
@@ -63,13 +62,6 @@ def test_learning_rate_is_torchs_cosine() -> None:
         assert lr_at(step, total=50, warmup=0, peak=0.3) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-
-
-def test_ema_decay_is_timms() -> None:
-    """The moving average's decay is that of timm's ModelEmaV3 with warm-up."""
-    reference = ModelEmaV3(torch.nn.Linear(1, 1), decay=0.999, use_warmup=True)
-    for step in (0, 1, 7, 100, 40_000):
-        assert ema_decay(step, limit=0.999) == pytest.approx(reference.get_decay(step + 1))
 
 
 @settings(deadline=None)

@@ -4,15 +4,17 @@ Everything that a step draws (order, views, augmentation, dropout) is a pure fun
 continues from any step as if it had never stopped.
 """
 
-import copy
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from cache.cli import InputError
@@ -40,11 +42,6 @@ def lr_at(step: int, *, total: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def ema_decay(step: int, *, limit: float) -> float:
-    """Decay of the moving average at a step: 1 − (1 + step)^(−2/3), which forgets the start, up to `limit`."""
-    return min(limit, 1 - (1 + step) ** (-2 / 3))
-
-
 class Trainer:
     """Model, optimiser and moving average of one fold on one rank, and the step that advances them.
 
@@ -70,21 +67,17 @@ class Trainer:
             raise InputError(f"unknown loss {options.loss!r}; known: {', '.join(LOSSES)}")
         self._loss = LOSSES[options.loss]
         device = world.device
-        targets = cache.clips["target"].astype(np.int64)
+        targets, classes = cache.clips["target"].astype(np.int64), len(cache.classes)
         self._targets = torch.from_numpy(targets).to(device)
-        clips = np.bincount(targets[fold.training], minlength=len(cache.classes))
-        self._weights = torch.from_numpy(class_weights(clips, options.balance)).to(device) if options.balance else None
-        self._taught = torch.from_numpy(teacher_probs(options.teacher, cache)).to(device) if options.teacher else None
+        self._weights = self._taught = None
+        if options.balance:
+            clips = np.bincount(targets[fold.training], minlength=classes)
+            self._weights = torch.from_numpy(class_weights(clips, options.balance)).to(device)
+        if options.teacher:
+            self._taught = torch.from_numpy(teacher_probs(options.teacher, cache)).to(device)
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)
-        model = create_model(
-            options.model,
-            len(cache.classes),
-            size,
-            weights=options.weights,
-            pretrained=options.pretrained,
-            drop_path=options.drop_path,
-        )
+        model = create_model(options.model, classes, size, options.weights, options.pretrained, options.drop_path)
         start_classifier(model, at_zero=options.loss == "cross_entropy")
         fits_input(model, options.model, size)
         normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -97,23 +90,23 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
         self.dtype = training_dtype(options, model, world, size)
         self.memory_format = choose_memory_format(options, model, world, size, self.dtype)
-        self.model = model.to(device, memory_format=self.memory_format)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None
+        self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]  # torch takes both
+        self.ema = ModelEmaV3(self.model, options.ema, use_warmup=True) if options.ema else None
         self._buffers = flatten_buffers(self.model, device)
         self._buffers_before = self._buffers.clone()
-        self._moving = [*self.model.parameters(), self._buffers]
-        self._averages = [*self.ema.parameters(), flatten_buffers(self.ema, device)] if self.ema else [self._buffers]
+        self._eval_buffers = flatten_buffers(self.ema.module, device) if self.ema else self._buffers
         groups = param_groups_weight_decay(self.model, options.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, fused=True)
         scale = 2.0**16 if self.dtype == torch.float16 else 1.0
         self.scaler = torch.amp.GradScaler(device.type, init_scale=scale)
-        self._forward: torch.nn.Module = self.model
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = self.model
         if world.world_size > 1:
-            on_device = [device.index] if device.type == "cuda" else None
             world.broadcast(self._buffers)  # once here and in validate(), not in every step
-            self._forward = DistributedDataParallel(
-                self.model, device_ids=on_device, gradient_as_bucket_view=True, **{_SYNC: False}
-            )
+            settings: dict[str, Any] = {"device_ids": [device.index] if device.type == "cuda" else None, _SYNC: False}
+            distributed = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **settings)
+            if options.compress_gradients:
+                distributed.register_comm_hook(None, fp16_compress_hook)
+            self._forward = distributed
         if options.compile:
             self._forward = torch.compile(self._forward)
         self._generator = torch.Generator(device)
@@ -171,9 +164,8 @@ class Trainer:
         self.sums += torch.where(skipped, 0.0, seen)
         self.skipped[0] += skipped
         self.skipped[1] = (self.skipped[1] + 1) * skipped
-        if self.ema is not None:
-            decay = ema_decay(self.step, limit=self.options.ema)
-            torch._foreach_lerp_(self._averages, [tensor.detach() for tensor in self._moving], 1 - decay)
+        if self.ema:
+            self.ema.update(self.model, self.step + 1)
         self.step += 1
 
     def peek(self) -> list[float]:
@@ -211,7 +203,7 @@ class Trainer:
         InputError : on all ranks, where a logit is not finite (names the clip); a shard of the cache was cut short
         """
         model = self.eval_model().eval()
-        self.world.broadcast(self._averages[-1])  # BatchNorm's statistics: each rank has seen other clips
+        self.world.broadcast(self._eval_buffers)  # BatchNorm's statistics: each rank has seen other clips
         clips, logits = [np.empty(0, np.int64)], [torch.empty(0, len(self.cache.classes))]
         local = max(1, self.options.batch_size // self.world.world_size)
         with torch.inference_mode(), autocast(self.world.device, self.dtype):
@@ -251,7 +243,7 @@ class Trainer:
 
     def eval_model(self) -> torch.nn.Module:
         """The model that is validated and saved: the moving average where there is one."""
-        return self.model if self.ema is None else self.ema
+        return self.model if self.ema is None else self.ema.module
 
     @property
     def placement(self) -> dict[str, str]:
@@ -266,7 +258,7 @@ class Trainer:
             "world_size": self.world.world_size,
             "memory_format": self.placement["memory_format"],
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "amp": str(self.dtype),
             "scaler": self.scaler.state_dict(),
@@ -278,8 +270,8 @@ class Trainer:
         """Continue from what :meth:`state` returned."""
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("amp") == str(self.dtype):  # else it is another device's, and so is its scale
             self.scaler.load_state_dict(state["scaler"])

@@ -6,7 +6,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.index import Cache
-from train.checkpoint import load_out_of_fold
+from train.checkpoint import AGAIN, load_arrays
 
 
 def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
@@ -22,20 +22,23 @@ def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
     InputError : missing, damaged, of another split, with clips that the clip table has not, or logits that are not
         finite
     """
-    arrays = load_out_of_fold(path)
+    arrays = load_arrays(path)
+    if missing := {"clip_id", "logits", "target", "split_digest", "classes"} - arrays.keys():
+        raise InputError(f"{path}: its array {min(missing)} is missing; {AGAIN}")
     if (str(arrays["split_digest"]), arrays["classes"].tolist()) != (cache.index["split"]["digest"], cache.classes):
         raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
-    names, logits = arrays["clip_id"], arrays["logits"]
-    order = np.argsort(cache.clips["clip_id"])
-    found = np.searchsorted(cache.clips["clip_id"], names, sorter=order)
-    clips = order[np.minimum(found, len(order) - 1)]
-    if (cache.clips["clip_id"][clips] != names).any() or len(np.unique(clips)) < len(clips):
-        raise InputError(f"{path}: not clips of {cache.folder}, each once; train this fold again")
+    names, logits, target = (arrays[key] for key in ("clip_id", "logits", "target"))
+    known = names.shape == target.shape == logits.shape[:1] != (0,) and logits.shape[1:] == (len(cache.classes),)
+    if not known or (logits.dtype, target.dtype) != (np.float32, np.int64):
+        raise InputError(f"{path}: its arrays are not what training writes; {AGAIN}")
+    index = {name: clip for clip, name in enumerate(cache.clips["clip_id"].tolist())}
+    clips = np.array([index.get(name, -1) for name in names.tolist()], np.int64)
+    if (clips < 0).any() or len(np.unique(clips)) < len(clips):
+        raise InputError(f"{path}: not clips of {cache.folder}, each once; {AGAIN}")
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
         raise InputError(
-            f"{path}: what it says of {len(finite) - finite.sum():,} clips, such as "
-            f"{names[finite.argmin()].decode(errors='replace')}, is not finite; train this fold again, with a lower "
-            "--lr or --amp off"
+            f"{path}: what it says of {len(finite) - finite.sum():,} clips, such as {names[finite.argmin()].decode()}, "
+            f"is not finite; {AGAIN}, with a lower --lr or --amp off"
         )
     return clips, logits.astype(np.float64)

@@ -14,7 +14,6 @@ def create_model(
     name: str,
     classes: int,
     size: tuple[int, int],
-    *,
     weights: str | None = None,
     pretrained: bool = False,
     drop_path: float = 0.0,

@@ -50,6 +50,7 @@ class TrainOptions(Flags):
     memory_format: str = flag("auto", "memory format", choices=("auto", "contiguous", "channels_last"))
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
     resident: str = flag("auto", "keep a fold on the GPU if half of the free memory suffices", choices=("auto", "off"))
+    compress_gradients: bool = flag(False, "ranks exchange gradients in fp16: half the bytes per step")
     compile: bool = flag(False, "compile the model with torch.compile")
     patience: int = flag(0, "stop after this many epochs without a better validation (0: never)", (0, 10_000))
     checkpoint_minutes: float = flag(10.0, "minutes between checkpoints within an epoch", (0, 100_000))

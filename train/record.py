@@ -100,10 +100,11 @@ class Record:
                     f"{path}: was trained on another {what} ({saved[key][:12]}, the cache's is {expected[:12]}); "
                     "choose another --name, or the cache with --cache"
                 )
+        trained = {"compress_gradients": False, **saved["options"]}  # a flag that earlier versions had not
         differ = [
-            f"--{key.replace('_', '-')} {saved['options'].get(key)} (now {value})"
+            f"--{key.replace('_', '-')} {trained.get(key)} (now {value})"
             for key, value in self.options.resume_key().items()
-            if saved["options"].get(key) != value
+            if trained.get(key) != value
         ]
         if differ:
             raise InputError(f"{path}: was trained with {', '.join(differ)}; use the same, or choose another --name")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cache.cli import command, flag
 
-SECTIONS = ("loop", "rivals", "compile", "bf16", "start", "scaling")
+SECTIONS = ("loop", "rivals", "compile", "bf16", "start", "scaling", "volume")
 ON_CUDA = (("dla60_res2next", 224, 320), ("res2next50", 224, 320), ("resnet18", 64, 320))  # model, size, batch
 ON_CPU = (("dla60_res2next", 32, 8), ("res2next50", 32, 8), ("resnet18", 64, 16))
 BF16_ON_CPU = (("dla60_res2next", 32, 64), ("resnet18", 64, 64), ("resnet10t", 32, 64))
@@ -77,7 +77,8 @@ def run_section(section: str, work: Path, options: BenchOptions, device) -> list
         return [result for model in chosen for result in gain(model, work, options, device)]
     if section == "start":
         return train_launch.start_up(work, options, device)
-    return train_launch.scaling(work, options, device)
+    launch = train_launch.scaling if section == "scaling" else train_launch.volume
+    return launch(work, options, device)
 
 
 if __name__ == "__main__":

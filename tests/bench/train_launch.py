@@ -59,7 +59,7 @@ def _first_step(command: list[str], work: Path) -> float:
 
 
 def scaling(work: Path, options, device) -> list[Result]:
-    """Weak and strong scaling over ranks, and the bytes that a step sends beside the gradient's size."""
+    """Weak and strong scaling over ranks."""
     import torch
 
     most = torch.cuda.device_count() if device.type == "cuda" else 5
@@ -77,7 +77,7 @@ def scaling(work: Path, options, device) -> list[Result]:
             results.append(Result(f"{what} ({os.cpu_count()} cores)", rates[kind, ranks], "clips/s"))
             if ranks > 1:
                 results.append(Result(f"{what}: beside 1 rank", rates[kind, ranks] / rates[kind, 1], "x"))
-    return results + (_volume(work, device, model) if device.type == "cpu" else [])
+    return results
 
 
 def _train(command: list[str], folder: Path, wrap: tuple[str, ...] = ()) -> tuple[dict, str]:
@@ -88,25 +88,33 @@ def _train(command: list[str], folder: Path, wrap: tuple[str, ...] = ()) -> tupl
     return json.loads(lines[-1]), done.stdout
 
 
-def _volume(work: Path, device, model: tuple) -> list[Result]:
-    """Bytes on the loopback device of a network of its own: the slope over steps of two runs."""
+def volume(work: Path, options, device) -> list[Result]:
+    """Bytes that a step sends over gloo beside the gradient's size, in float32 and with --compress-gradients.
+
+    They are counted on the loopback device of a network of its own: the slope over steps of two runs.
+    """
     from train.models import create_model
 
     script = 'ip link set lo up && "$@" >&2 && grep lo: /proc/net/dev'
     wrap = ("unshare", "--net", "sh", "-c", script, "sh")
-    if subprocess.run([*wrap, "true"], capture_output=True).returncode:
+    if device.type != "cpu" or subprocess.run([*wrap, "true"], capture_output=True).returncode:
         return []
-    gradient, results = 4 * sum(p.numel() for p in create_model(model[1], 30, (32, 32)).parameters()), []
+    random_cache(work, 2048, 32)
+    model, results = ("--model", "test_resnet", "--n-mels", 32, "--batch-size", 40), []
+    parameters = sum(p.numel() for p in create_model("test_resnet", 30, (32, 32)).parameters())
     for ranks in (2, 5):
-        sent = {}
-        for epochs in (1, 4):
-            flags = (*model, "--epochs", epochs, "--batch-size", 40, "--name", f"volume{ranks}-{epochs}")
-            entry, output = _train(_command(ranks, work, device, *flags), work / "runs" / flags[-1], wrap)
-            sent[epochs] = int(output.split("lo:")[1].split()[0]), entry["step"]
-        (few, first), (many, last) = sent[1], sent[4]
-        each = (many - few) / (last - first) / ranks
-        ring = 2 * (ranks - 1) / ranks * gradient
-        what = f"sent per rank and step, {ranks} ranks, {gradient / 1e6:.2f} MB of gradients"
-        results.append(Result(what, each / 1e6, "MB"))
-        results.append(Result.at_most(f"{what}, beside a ring all-reduce", each / ring, 1.2, "x"))
+        for size, compress in ((4, ()), (2, ("--compress-gradients",))):
+            sent = {}
+            for epochs in (1, 4):
+                flags = (*model, *compress, "--epochs", epochs, "--name", f"volume{ranks}-{size}-{epochs}")
+                entry, output = _train(_command(ranks, work, device, *flags), work / "runs" / flags[-1], wrap)
+                sent[epochs] = int(output.split("lo:")[1].split()[0]), entry["step"]
+            (few, first), (many, last) = sent[1], sent[4]
+            each = (many - few) / (last - first) / ranks
+            ring = 2 * (ranks - 1) / ranks * size * parameters
+            what = (
+                f"sent per rank and step, {ranks} ranks, {size * parameters / 1e6:.2f} MB of gradients in fp{8 * size}"
+            )
+            results.append(Result(what, each / 1e6, "MB"))
+            results.append(Result.at_most(f"{what}, beside a ring all-reduce", each / ring, 1.2, "x"))
     return results
