@@ -90,14 +90,11 @@ class Record:
         except InputError as error:
             kept = f"; the best epoch's weights are in {best}" if best.exists() else ""
             raise InputError(f"{error}; move {self.folder} away to start this fold again{kept}") from None
-        config, split = self.cache.config.digest, self.cache.index["split"]["digest"]
-        for what, key, expected in (
-            ("feature configuration", "feature_digest", config),
-            ("split", "split_digest", split),
-        ):
-            if saved[key] != expected:
+        expected = self._identity()
+        for what, key in (("feature configuration", "feature_digest"), ("split", "split_digest")):
+            if saved[key] != expected[key]:
                 raise InputError(
-                    f"{path}: was trained on another {what} ({saved[key][:12]}, the cache's is {expected[:12]}); "
+                    f"{path}: was trained on another {what} ({saved[key][:12]}, the cache's is {expected[key][:12]}); "
                     "choose another --name, or the cache with --cache"
                 )
         trained = {"compress_gradients": False, **saved["options"]}  # a flag that earlier versions had not

@@ -146,7 +146,7 @@ class _Session:
         trainer.sums.zero_()
         self.display.validating()
         judged = trainer.validate()
-        if world.is_main:
+        if judged is not None:
             entry = self._entry(sums, judged, seconds)
             better = self.record.keep_if_better(entry, judged, trainer)
             self.record.log(entry)
