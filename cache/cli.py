@@ -16,7 +16,12 @@ AT_LEAST_0, AT_LEAST_1 = (0, math.inf), (1, math.inf)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the system's words for no room
-_REMEDIES = {errno.EMFILE: "; raise the limit with ulimit -n", **dict.fromkeys(FULL, "; free some space")}
+_REMEDIES = {
+    **dict.fromkeys(FULL, "; free some space, and type the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "; look at its permissions, or name another place"),
+    **dict.fromkeys((errno.EROFS, errno.ENOTDIR, errno.EEXIST), "; name another place"),
+    errno.EMFILE: "; raise the limit with ulimit -n",
+}
 
 
 class InputError(ValueError):
@@ -95,14 +100,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line for the user at once, escaped as by :func:`printable`; with `error` on stderr."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def describe_error(error: InputError | OSError) -> str:
     """An expected error as one line; what the system reports becomes file, reason and, where there is one, remedy."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         unnamed = "standard output" if error.errno in FULL else None  # every file that is written has its name
         name = error.filename or unnamed
-        message = f"{os.fsdecode(name)}: {error.strerror}" if name else message
-    return printable(message + _REMEDIES.get(getattr(error, "errno", None), ""))
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror  # HDF5 puts a paragraph there
+        message = f"{os.fsdecode(name)}: {reason}" if name else message
+    return printable(message + _REMEDIES.get(getattr(error, "errno", None) or 0, ""))
 
 
 def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
@@ -150,7 +162,7 @@ def command(
 
     def entry(body: Callable[[Any], int]) -> Callable[..., int]:
         module = sys.modules[body.__module__]
-        name = module.__spec__.name.removesuffix(".__main__")
+        name = module.__spec__.name.removesuffix(".__main__") if module.__spec__ else body.__module__
 
         @functools.wraps(body)
         def main(argv: list[str] | None = None) -> int:

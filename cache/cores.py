@@ -19,13 +19,10 @@ def quotas(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
     with contextlib.suppress(OSError):
         for line in own.read_text().splitlines():
             _, controllers, name = line.split(":", 2)
-            if controllers == "":
-                top, files = groups, ("cpu.max",)
-            elif "cpu" in controllers.split(","):
-                top, files = groups / "cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            else:
+            if controllers and "cpu" not in controllers.split(","):
                 continue
-            folder = top / name.lstrip("/")
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            folder = groups / ("cpu" if controllers else "") / name.lstrip("/")
             for group in (folder, *folder.parents):
                 with contextlib.suppress(OSError, ValueError):
                     quota, period = " ".join((group / file).read_text() for file in files).split()

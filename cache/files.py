@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,8 +60,6 @@ def _remove_abandoned(temporary: Path) -> None:
 
 def _lock(file: BinaryIO) -> bool:
     """Lock a file until it is closed; False where another has, or the file system knows no locks."""
-    import fcntl
-
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -67,7 +67,7 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically (see :func:`atomic_path`)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -157,8 +157,6 @@ def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[Non
     ------
     InputError : the lock is held and `wait` is False
     """
-    import fcntl
-
     with open(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -172,8 +170,6 @@ def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[Non
 @contextlib.contextmanager
 def shared_lock(path: Path) -> Iterator[None]:
     """Hold the lock file `path` together with others, all of whom keep :func:`exclusive_lock` out."""
-    import fcntl
-
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
@@ -183,6 +179,33 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed writers left in `folder`; call only while holding its lock."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends without an error.
+
+    Raises
+    ------
+    InputError : `out` exists and is not an empty folder, or another process is making it
+    """
+    target = Path(out).resolve()  # a link to an empty folder stays a link
+    if os.path.ismount(target):
+        raise InputError(f"{out}: is a mount point; name a folder inside it")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{out}: exists and is not an empty folder; remove it or name another")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.parent / f".{target.name}.lock"
+    with exclusive_lock(lock, busy=f"{out}: another process is writing it; wait for it or name another folder"):
+        folder = target.parent / f".{target.name}.tmp"
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
+        folder.mkdir()
+        try:
+            yield folder
+            os.replace(folder, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink()
 
 
 def _fsync(path: Path) -> None:

@@ -14,6 +14,7 @@ from cache.cli import EXIT_ERROR
 
 _SA_SIGINFO, _SI_ADDR = 4, 16  # sigaction(2), on 64-bit Linux
 _mapped: dict[int, tuple[int, str]] = {}  # address → bytes, file
+_callbacks: list = []
 
 
 class _Action(ctypes.Structure):
@@ -72,7 +73,7 @@ def _guarded_libc() -> ctypes.CDLL:
                 os._exit(EXIT_ERROR)
         libc.sigaction(signal.SIGBUS, ctypes.byref(before), None)  # the access is tried again, and another answers
 
-    libc.end = end  # a callback must outlive its use
+    _callbacks.append(end)  # a callback must outlive its use
     action = _Action(ctypes.cast(end, ctypes.c_void_p).value, flags=_SA_SIGINFO)
     libc.sigaction(signal.SIGBUS, ctypes.byref(action), ctypes.byref(before))
     return libc

@@ -64,7 +64,7 @@ def write_shard(
             checksum = hashlib.sha256(file.read(offset))
             for row in rows:
                 assert (row.shape, row.dtype, row.flags.c_contiguous) == (config.row_shape, np.float16, True)
-                data = memoryview(row).cast("B")
+                data = row.data.cast("B")
                 checksum.update(data)  # while it is in the core's own cache
                 file.write(data)
             assert file.tell() == offset + nbytes, f"{path}: {file.tell() - offset} bytes of rows for {nbytes}"

@@ -23,8 +23,8 @@ def csv_table(path: str | Path | None, header: list[str]) -> Iterator[Any]:
     """
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(atomic_path(Path(path))) if path else os.devnull
-        settings = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-        writer = csv.writer(_Lines(stack.enter_context(open(target, "w", **settings))), lineterminator="\r\n")
+        file = stack.enter_context(open(target, "w", newline="", encoding="utf-8", errors="surrogateescape"))
+        writer = csv.writer(_Lines(file), lineterminator="\r\n")
         writer.writerow(header)
         yield writer
 

@@ -1,38 +1,43 @@
 """The corpus that members were trained on: its cache, what they may be judged by, and where its recordings lie now."""
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError, printable
+from cache.cli import InputError, say
 from cache.cores import usable_cores
-from cache.find import list_caches
-from cache.index import TEST, Cache
+from cache.index import INDEX, TEST, Cache
 from infer.members import Member
-from infer.options import EnsembleOptions, LabelledOptions
+from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
 from pipeline.decode import content_digest, read_file
 from train.folds import calibration_clips
 from train.heard import as_contents
 
 
-def labelled_recordings(members: list[Member], options: LabelledOptions) -> Recordings:
-    """The recordings of ``--input``, or those of the split "test", to judge members by.
+def labelled_recordings(members: list[Member], options: LabelledOptions | CalibrateOptions) -> Recordings:
+    """The recordings to judge members by: those of ``--input``, or clips that training left aside.
+
+    Left aside are the split "test" and, for infer.calibrate, the clips that ``--hold-back`` kept from every fold.
 
     Raises
     ------
     InputError : there are none, or a member was trained on some of them
     """
     if options.input:
-        return unheard(list_recordings(options.input), members, options.input)
-    return unheard(cached_test_split(members, options), members, "the split test")
+        source, recordings = options.input, list_recordings(options.input)
+    elif isinstance(options, CalibrateOptions):
+        source, recordings = "what training held back", cached_calibration_clips(members, options)
+    else:
+        source, recordings = "the split test", cached_test_split(members, options)
+    check_not_trained_on(recordings, members, source)
+    return recordings
 
 
-def unheard(recordings: Recordings, members: list[Member], source: str) -> Recordings:
-    """The recordings, where no member was trained on any of them, whatever its name and wherever it lies.
+def check_not_trained_on(recordings: Recordings, members: list[Member], source: str) -> None:
+    """Refuse recordings that a member was trained on, whatever their names and wherever they lie.
 
     Compared are the contents of files: see `train.heard`.
 
@@ -42,20 +47,16 @@ def unheard(recordings: Recordings, members: list[Member], source: str) -> Recor
     """
     contents = _contents(recordings.paths)
     for member in members:
-        if member.heard is None:
-            unknown = f"{source}: not checked against what {member.path} was trained on"
-            print(
-                printable(f"{unknown}, which it does not say (an older version trained it, or sidecars were missing)"),
-                file=sys.stderr,
-            )
+        if member.trained_on is None:
+            why = "which it does not say (an older version trained it, or sidecars were missing)"
+            say(f"{source}: not checked against what {member.path} was trained on, {why}", error=True)
             continue
-        heard = np.isin(contents, member.heard)
-        if heard.any():
+        known = np.isin(contents, member.trained_on)
+        if known.any():
             raise InputError(
-                f"{source}: {member.path} was trained on {heard.sum():,} of its {len(heard):,} recordings, such as "
-                f"{recordings.names[int(heard.argmax())]}; judge it by others, or by --split oof"
+                f"{source}: {member.path} was trained on {known.sum():,} of its {len(known):,} recordings, such as "
+                f"{recordings.names[int(known.argmax())]}; judge it by others, or by --split oof"
             )
-    return recordings
 
 
 def _contents(paths: list[str]) -> np.ndarray:
@@ -78,11 +79,9 @@ def find_member_cache(member: Member, cache_dir: str) -> Cache:
     ------
     InputError : it is not there, or holds another split by now
     """
-    folder = next((path for path in list_caches(cache_dir) if path.name == member.config.folder_name), None)
-    if folder is None:
-        raise InputError(
-            f"{cache_dir}: the cache {member.config.folder_name} of {member.path} is not there; use --input"
-        )
+    folder = Path(cache_dir) / member.config.folder_name
+    if not (folder / INDEX).exists():
+        raise InputError(f"{cache_dir}: the cache {folder.name} of {member.path} is not there; use --input")
     cache = Cache(folder)
     if cache.index["split"]["digest"] != member.split_digest:
         raise InputError(
@@ -93,68 +92,48 @@ def find_member_cache(member: Member, cache_dir: str) -> Cache:
 
 
 def cached_test_split(members: list[Member], options: EnsembleOptions) -> Recordings:
-    """The clips of the split "test", as files of the corpus.
-
-    Raises
-    ------
-    InputError : there are none, or a member was trained with others
-    """
+    """The clips of the first member's split "test", as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
-    names = _names(cache, cache.clips["split"] == TEST)
-    for member in {m.split_digest: m for m in members if m.split_digest != members[0].split_digest}.values():
-        other = find_member_cache(member, options.cache_dir)
-        if _names(other, other.clips["split"] == TEST) != names:
-            raise InputError(
-                f"{member.path}: trained with another split test than {members[0].path}; use --input FOLDER of "
-                "recordings that neither was trained on"
-            )
-    if not names:
+    recordings = _recordings(cache, cache.clips["split"] == TEST, options)
+    if recordings is None:
         raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
-    return _recordings(cache, names, options.audio_dir)
+    return recordings
 
 
 def cached_calibration_clips(members: list[Member], options: EnsembleOptions) -> Recordings:
-    """The clips that no member was trained on, as files of the corpus.
-
-    Raises
-    ------
-    InputError : there are none, or the members' splits differ
-    """
+    """The clips that no fold was trained on, as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
-    if any(member.split_digest != members[0].split_digest for member in members):
-        raise InputError("the runs were trained on different splits and hold back different clips; use --input FOLDER")
     share = min(member.hold_back for member in members)
-    names = _names(cache, calibration_clips(cache, share))
-    if not names:
+    recordings = _recordings(cache, calibration_clips(cache, share), options)
+    if recordings is None:
         official = cache.index["split"]["split"] == "official"
         why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"
         raise InputError(
             f"{cache.folder}: training held no clips back ({why}); use --input FOLDER of labelled recordings that no "
             "member was trained on" + ("" if official else ", or train with a larger --hold-back")
         )
-    return _recordings(cache, names, options.audio_dir)
+    return recordings
 
 
-def _names(cache: Cache, mask: np.ndarray) -> list[str]:
-    return [name.decode() for name in cache.clips["clip_id"][mask].tolist()]
+def _names(cache: Cache, chosen: np.ndarray) -> list[str]:
+    return [name.decode() for name in cache.clips["clip_id"][chosen].tolist()]
 
 
-def _recordings(cache: Cache, names: list[str], audio_dir: str | None) -> Recordings:
-    """Clips as files of the corpus; says how many are not there.
+def _recordings(cache: Cache, mask: np.ndarray, options: EnsembleOptions) -> Recordings | None:
+    """Clips as files of the corpus, None where the mask chooses none; says how many files are not there.
 
     Raises
     ------
-    InputError : none is
+    InputError : no file is there
     """
-    folder = find_corpus(cache, audio_dir)
+    names, folder = _names(cache, mask), find_corpus(cache, options.audio_dir)
     recordings = Recordings([str(folder / name) for name in names], names)
     missing = sum(not os.path.exists(path) for path in recordings.paths)
-    if missing == len(names):
+    if 0 < missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
     if missing:
-        place = printable(str(folder))
-        print(f"{place}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", file=sys.stderr)
-    return recordings
+        say(f"{folder}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", error=True)
+    return recordings if names else None
 
 
 def find_corpus(cache: Cache, audio_dir: str | None = None) -> Path:

@@ -1,8 +1,11 @@
 """Combining members and views.
 
-Each member is calibrated on what it said out of fold, but the mean of calibrated probabilities is too modest, the more
-so the more the members differ (Rahaman & Thiery 2021). So the mean has a temperature of its own, fitted by
-infer.calibrate on clips that no member was trained on, and kept in the folder of one of the runs.
+Each member has a temperature, which training fitted on the clips that the member held out. The mean of such
+probabilities claims too little, the more so the more the members differ (Rahaman & Thiery 2021). So the mean has a
+temperature of its own. infer.calibrate fits it on clips that no member was trained on.
+
+The temperature is kept in the folder of one of the runs, as ``ensemble-<digest of the members and views>.json``. It is
+the only thing that a command writes into what another command made.
 """
 
 import hashlib
@@ -14,6 +17,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.files import read_sealed
 from infer.members import Member
+from train.calibration import RANGE
 
 
 def soft_vote(probs: np.ndarray) -> np.ndarray:
@@ -77,19 +81,21 @@ class Ensemble:
         alone = (len(members), tta) == (1, 1) and members[0].calibrated
         self.temperature, self.calibrated = 1.0, ensemble == "hard" or alone
         if ensemble == "soft" and self.path.exists():
-            try:
-                self.temperature, self.calibrated = read_sealed(self.path).get("temperature"), True
-            except ValueError as error:
-                raise InputError(f"{self.path}: damaged ({error}); remove it and run infer.calibrate again") from None
-            if type(self.temperature) is not float or not 1e-6 < self.temperature < 1e6:
-                raise InputError(
-                    f"{self.path}: temperature {self.temperature!r}, expected a positive number; remove it and run "
-                    "infer.calibrate again"
-                )
+            self.temperature, self.calibrated = _read_temperature(self.path), True
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Probabilities (n, classes) from those of members and views (members, views, n, classes)."""
         return tempered(self.vote(probs), self.temperature)
+
+
+def _read_temperature(path: Path) -> float:
+    try:
+        temperature = read_sealed(path).get("temperature")
+        if type(temperature) is not float or not RANGE[0] <= temperature <= RANGE[1]:
+            raise ValueError(f"temperature {temperature!r}, expected {RANGE[0]:g} to {RANGE[1]:g}")
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); remove it and run infer.calibrate again") from None
+    return temperature
 
 
 def tempered(probs: np.ndarray, temperature: float) -> np.ndarray:

@@ -10,18 +10,20 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from cache.cli import InputError
-from cache.config import FeatureConfig
 from cache.cores import usable_cores
 from infer.members import Member
-from pipeline.decode import read_clip
+from pipeline.decode import read_clip, reason_of
 from pipeline.features import LogMel
+from pipeline.filterbank import mel_filterbank
 from train.precision import amp_dtype, autocast
 
+Item = TypeVar("Item")
 _AHEAD = 3  # batches whose features are under way
 
 
@@ -33,6 +35,13 @@ class Judged:
     """[shape=(members, views, n, classes), dtype=float32]; zero where the file could not be judged."""
     errors: list[str]
     """Per file, why it could not be judged, or the empty string."""
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of successive items, as ``itertools.batched`` of Python 3.12 makes them."""
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
 
 
 class Judge:
@@ -49,26 +58,26 @@ class Judge:
         self.members, self.views, self.device = list(members), list(views), device
         self.classes = self.members[0].classes
         self._configs = list(dict.fromkeys(member.config.view_config for member in self.members))
+        self._filters = [mel_filterbank(config) for config in self._configs]
         self._dtype = amp_dtype("auto", device)
         threads = torch.get_num_threads()
         self._local = threading.local()
         count = usable_cores()
-        self._pool = ThreadPoolExecutor(count, "features", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(count, "features", initializer=self._start_thread)
         all_there = threading.Barrier(count)  # a thread that began later would set torch's threads for all again
         list(self._pool.map(lambda _: all_there.wait(), range(count)))
         torch.set_num_threads(threads)
 
-    def judge(self, recordings: Iterable[str | np.ndarray], batch_size: int) -> Iterator[Judged]:
-        """Yield the judgement of successive batches, in order, in constant memory.
+    def judge(self, batches: Iterable[Iterable[str | np.ndarray]]) -> Iterator[Judged]:
+        """Yield the judgement of batches, in order, in constant memory.
 
         Parameters
         ----------
-        recordings : paths of files, or clips [shape=(samples,), dtype=float32] at the members' one rate and length
+        batches : of paths of files, or of clips [shape=(samples,), dtype=float32] at the members' one rate and length
         """
-        rest = iter(recordings)
         waiting: collections.deque[list[Future]] = collections.deque()
-        while batch := [self._pool.submit(self._features, item) for item in itertools.islice(rest, batch_size)]:
-            waiting.append(batch)
+        for batch in batches:
+            waiting.append([self._pool.submit(self._features, item) for item in batch])
             if len(waiting) > _AHEAD:
                 yield self._forward([future.result() for future in waiting.popleft()])
         while waiting:
@@ -78,31 +87,22 @@ class Judge:
         """End the feature threads."""
         self._pool.shutdown(cancel_futures=True)
 
+    def _start_thread(self) -> None:
+        torch.set_num_threads(1)
+        self._local.log_mels = [LogMel(*pair) for pair in zip(self._configs, self._filters, strict=True)]
+
     def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str]:
         """Per configuration the views' features (views, n_mels, n_frames) float16, and the error or ""."""
-        rendered: dict[tuple[int, int], list[np.ndarray]] = {}  # by rate and length: a file is read once for all
         results = []
-        for config in self._configs:
-            clip = (config.sample_rate, config.samples)
-            if clip not in rendered:
-                try:
-                    samples = read_clip(item, config).samples if isinstance(item, str) else item
-                except InputError as error:
-                    return [], str(error)
-                except OSError as error:
-                    return [], error.strerror or str(error)
-                rendered[clip] = [view(samples) for view in self.views]
-            log_mel = self._log_mel(config)
-            out = torch.empty(len(self.views), config.n_mels, config.n_frames, dtype=torch.float16)
-            log_mel(rendered[clip], out)
+        for log_mel in self._local.log_mels:
+            try:
+                samples = read_clip(item, log_mel.config).samples if isinstance(item, str) else item
+            except (InputError, OSError) as error:
+                return [], reason_of(error)
+            out = torch.empty(len(self.views), log_mel.config.n_mels, log_mel.config.n_frames, dtype=torch.float16)
+            log_mel([view(samples) for view in self.views], out.unbind())
             results.append(out)
         return results, ""
-
-    def _log_mel(self, config: FeatureConfig) -> LogMel:
-        known = self._local.__dict__.setdefault("log_mels", {})
-        if config not in known:
-            known[config] = LogMel(config)
-        return known[config]
 
     @torch.inference_mode()
     def _forward(self, featured: list[tuple[list[torch.Tensor], str]]) -> Judged:

@@ -1,20 +1,19 @@
 """Labelled clips and what members say of them: out of fold, or judged now."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
 
-from cache.cli import InputError
+from cache.cli import InputError, say
 from cache.index import Cache
-from infer.corpus import find_corpus
+from infer.corpus import find_corpus, find_member_cache
 from infer.judge import Judge
 from infer.members import Member
 from infer.options import EnsembleOptions
-from infer.recordings import Recordings, warn_of_unread
-from infer.views import first_views
+from infer.recordings import Recordings
+from infer.shares import judge_in_shares
 from train.held_out import read_held_out
 from train.world import World
 
@@ -28,23 +27,50 @@ class JudgedClips:
     targets: np.ndarray
     """[shape=(n,), dtype=int64]"""
     probs: np.ndarray
-    """[shape=(members, views, n, classes), dtype=float32]"""
+    """[shape=(members, views, n, classes), dtype=float32]; NaN where a member did not judge a clip."""
     unreadable: int = 0
     """Clips that were left out because they could not be judged."""
 
+    @property
+    def judged_by(self) -> np.ndarray:
+        """Which members judged which clips [shape=(members, n), dtype=bool]."""
+        return ~np.isnan(self.probs[:, 0, :, 0])
 
-def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> JudgedClips:
-    """What a member said of the clips that it never saw, as its training left it in ``oof.npz``.
+
+def out_of_fold(members: list[Member], cache_dir: str, audio_dir: str | None = None) -> tuple[JudgedClips, np.ndarray]:
+    """What members said of the clips that they held out, as their training left it in ``oof.npz``.
 
     Names and targets are the clip table's, so that no path is opened because a run folder names it.
 
     Parameters
     ----------
-    audio_dir : see `infer.corpus.find_corpus`
+    cache_dir, audio_dir : see `infer.corpus.find_member_cache` and `infer.corpus.find_corpus`
 
     Returns
     -------
-    JudgedClips : probs of one member and one view
+    the clips, sorted by name, with one view; and per clip the mean of what was said [shape=(n, classes)]
+
+    Raises
+    ------
+    InputError : as :func:`infer.corpus.find_member_cache` and :func:`_held_out`
+    """
+    cache = find_member_cache(members[0], cache_dir)
+    probs = np.full((len(members), 1, len(cache.clips), len(cache.classes)), np.nan, np.float32)
+    for said, member in zip(probs[:, 0], members, strict=True):
+        held_out, logits = _held_out(member, cache)
+        said[held_out] = softmax(logits / member.temperature, axis=1)
+    judged = np.flatnonzero(~np.isnan(probs[:, 0, :, 0]).all(axis=0))
+    judged = judged[np.argsort(cache.clips["clip_id"][judged])]
+    probs = probs[:, :, judged]
+    names = [name.decode() for name in cache.clips["clip_id"][judged].tolist()]
+    folder = find_corpus(cache, audio_dir)
+    targets = cache.clips["target"][judged].astype(np.int64)
+    clips = JudgedClips(names, [str(folder / name) for name in names], targets, probs)
+    return clips, np.nanmean(probs[:, 0], axis=0)
+
+
+def _held_out(member: Member, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """The clips that a member held out, as indices into the clip table, and its logits (n, classes).
 
     Raises
     ------
@@ -57,68 +83,47 @@ def held_out(member: Member, cache: Cache, audio_dir: str | None = None) -> Judg
     expected = np.flatnonzero(cache.clips["fold"] == int(member.fold))
     if member.split_digest != cache.index["split"]["digest"] or not np.array_equal(np.sort(clips), expected):
         raise InputError(f"{path}: not the clips that fold {member.fold} of {cache.folder} holds out; train it again")
-    names = [name.decode() for name in cache.clips["clip_id"][clips].tolist()]
-    folder = find_corpus(cache, audio_dir)
-    probs = softmax(logits / member.temperature, axis=1).astype(np.float32)
-    targets = cache.clips["target"][clips].astype(np.int64)
-    return JudgedClips(names, [str(folder / name) for name in names], targets, probs[None, None])
+    return clips, logits
 
 
-def merged(judged: list[JudgedClips]) -> JudgedClips:
-    """Each clip once, sorted by name, with the mean of what the members that held it out said of it."""
-    names = np.array([name for clips in judged for name in clips.names])
-    paths = [path for clips in judged for path in clips.paths]
-    said, targets = np.concatenate([clips.probs[0, 0] for clips in judged]), np.concatenate([c.targets for c in judged])
-    names, first, clip_of, counts = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
-    probs = np.zeros((len(names), said.shape[1]), said.dtype)
-    np.add.at(probs, clip_of, said)
-    probs /= counts[:, None].astype(said.dtype)
-    return JudgedClips(names.tolist(), [paths[index] for index in first], targets[first], probs[None, None])
-
-
-def judge_labelled(
-    members: list[Member],
-    recordings: Recordings,
-    options: EnsembleOptions,
-    world: World,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> JudgedClips:
-    """Judge recordings whose first folder is their label, divided over the ranks; each rank gets all of it.
+def judge_readable(
+    members: list[Member], recordings: Recordings, options: EnsembleOptions, world: World
+) -> tuple[list[int], np.ndarray]:
+    """Judge recordings, divided over the ranks; says how many could not be judged.
 
     Parameters
     ----------
     recordings : the same on every rank
-    progress : called with (clips done, clips in all)
+
+    Returns
+    -------
+    the indices of those that could be judged, and their probabilities [shape=(members, views, n, classes)]
+
+    Raises
+    ------
+    InputError : none could be judged
+    """
+    judged = judge_in_shares(members, recordings.paths, options.batch_size, options.tta, world, Judge.judge)
+    errors = [error for batch in judged for error in batch.errors]
+    good = [index for index, error in enumerate(errors) if not error]
+    bad = [f"{name}: {error}" for name, error in zip(recordings.names, errors, strict=True) if error]
+    if not good:
+        raise InputError(f"none of {len(bad)} recordings could be judged; the first: {bad[0]}")
+    if bad and world.is_main:
+        say(f"{len(bad):,} recordings could not be read and are not counted; {bad[0]}", error=True)
+    return good, np.concatenate([batch.probs for batch in judged], axis=2)[:, :, good]
+
+
+def judge_labelled(
+    members: list[Member], recordings: Recordings, options: EnsembleOptions, world: World
+) -> JudgedClips:
+    """As :func:`judge_readable`, for recordings whose first folder is their label.
 
     Raises
     ------
     InputError : none could be judged, or labels that no member knows
     """
-    labels = recordings.labels(members[0].classes)
-    judge = Judge(members, first_views(options.tta), world.device)
-    probs = np.zeros((len(members), options.tta, len(labels), len(judge.classes)), np.float32)
-    errors, done = np.zeros(len(labels), object), 0
-    shares = [range(rank, len(labels), world.world_size) for rank in range(world.world_size)]
-    mine = shares[world.rank]
-    for judged in judge.judge([recordings.paths[index] for index in mine], options.batch_size):
-        here = mine[done : done + len(judged.errors)]
-        probs[:, :, here], errors[here] = judged.probs, judged.errors
-        done += len(here)
-        progress(min(done * world.world_size, len(labels)), len(labels))
-    judge.close()
-    for share, (said, reasons) in zip(shares, world.gather((probs[:, :, mine], errors[mine])), strict=True):
-        probs[:, :, share], errors[share] = said, reasons
-    good = np.flatnonzero(errors == "")
-    if not len(good):
-        raise InputError(
-            f"none of {len(errors)} recordings could be judged; the first: {recordings.names[0]}: {errors[0]}"
-        )
-    if world.is_main:
-        warn_of_unread({name: error for name, error in zip(recordings.names, errors, strict=True) if error})
-    return JudgedClips(
-        names=[recordings.names[index] for index in good],
-        paths=[recordings.paths[index] for index in good],
-        targets=np.array([members[0].classes.index(labels[index]) for index in good]),
-        probs=probs[:, :, good],
-        unreadable=len(errors) - len(good),
-    )
+    targets = recordings.targets(members[0].classes)
+    good, probs = judge_readable(members, recordings, options, world)
+    kept = recordings.select(good)
+    return JudgedClips(kept.names, kept.paths, targets[good], probs, len(targets) - len(good))

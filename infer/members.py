@@ -3,14 +3,14 @@
 import contextlib
 import dataclasses
 import hashlib
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cache.cli import InputError, printable
+from cache.cli import InputError, say
 from cache.config import FeatureConfig
 from infer.options import MemberOptions, trained_runs
 from train.checkpoint import load_checkpoint, taking_over
@@ -43,7 +43,7 @@ class Member:
     """Share of the clips that no fold of the run was trained on."""
     digest: str = ""
     """SHA-256 of the checkpoint."""
-    heard: np.ndarray | None = None
+    trained_on: np.ndarray | None = None
     """Contents of the clips that it was trained on, as of `train.heard`; None where the checkpoint does not say."""
     epoch: int = 0
     """Whose weights these are: the best so far."""
@@ -63,26 +63,21 @@ def trained_folds(run: str, folds: str) -> list[str]:
     ------
     InputError : no such run, or a fold that is not trained
     """
-    folder = Path(run)
-    found = {path.parent.name.removeprefix("fold"): path for path in sorted(folder.glob("fold*/best.pt"))}
+    found = {path.parent.name.removeprefix("fold"): path for path in sorted(Path(run).glob("fold*/best.pt"))}
     if not found:
-        there = ", ".join(trained_runs(folder.parent))
-        raise InputError(
-            f"{folder}: no trained fold; train one with python -m train.run"
-            + (f", or choose with --run (there: {there})" if there else "")
-        )
-    if folds == "all":
-        numbered = [path for fold, path in found.items() if fold != "none"]
-        if not numbered:
-            raise InputError(f"{folder}: only fold none is trained; use --folds none")
-        wanted = [str(fold) for fold in range(load_checkpoint(numbered[0])["folds"])]
-    else:
-        wanted = list(dict.fromkeys(folds.split(",")))
+        there = ", ".join(trained_runs(Path(run).parent))
+        choose = f", or choose with --run (there: {there})" if there else ""
+        raise InputError(f"{run}: no trained fold; train one with python -m train.run{choose}")
+    numbered = [fold for fold in found if fold != "none"]
+    if folds == "all" and not numbered:
+        raise InputError(f"{run}: only fold none is trained; use --folds none")
+    every = range(load_checkpoint(found[numbered[0]])["folds"]) if folds == "all" else folds.split(",")
+    wanted = list(dict.fromkeys(map(str, every)))
     missing = [fold for fold in wanted if fold not in found]
     if missing:
         raise InputError(
-            f"{folder}: not trained: fold {', '.join(missing)} (there: {', '.join(found)}); "
-            f"train it with --fold, or choose --folds {','.join(f for f in found if f != 'none') or 'none'}"
+            f"{run}: not trained: fold {', '.join(missing)} (there: {', '.join(found)}); "
+            f"train it with --fold, or choose --folds {','.join(numbered) or 'none'}"
         )
     return wanted
 
@@ -97,11 +92,10 @@ def load_members(runs: list[str], folds: str, device: torch.device) -> list[Memb
     members = [_load(run, fold, device) for run in runs for fold in trained_folds(run, folds)]
     for member in members:
         first = next(other for other in members if other.run == member.run)
-        for what in ("config", "split_digest"):
-            if getattr(member, what) != getattr(first, what):
-                raise InputError(
-                    f"{member.path}: trained on other features or another split than {first.path}; train it again"
-                )
+        if (member.config, member.split_digest) != (first.config, first.split_digest):
+            raise InputError(
+                f"{member.path}: trained on other features or another split than {first.path}; train it again"
+            )
         if member.classes != members[0].classes:
             raise InputError(f"{member.path}: knows other labels than {members[0].path}; they cannot vote together")
     return members
@@ -124,11 +118,11 @@ def load_alike(options: MemberOptions, world: World) -> list[Member]:
                 "when its training has ended"
             )
     if world.is_main:
-        say_unfinished(members)
+        _say_unfinished(members)
     return members
 
 
-def say_unfinished(members: list[Member]) -> None:
+def _say_unfinished(members: list[Member]) -> None:
     """Say on stderr which members have not been trained to the end, and whose epoch's weights they have."""
     for member in members:
         with contextlib.suppress(InputError, TypeError):  # damaged metrics or flags are no reason not to judge
@@ -137,10 +131,10 @@ def say_unfinished(members: list[Member]) -> None:
                 epochs, patience = (member.options.get(key, 0) for key in ("epochs", "patience"))
                 if last and last < epochs and not 0 < patience <= last - member.epoch:
                     course = f"training is at epoch {last} of {epochs}"
-                    print(printable(f"{member.path}: the weights of epoch {member.epoch}; {course}"), file=sys.stderr)
+                    say(f"{member.path}: the weights of epoch {member.epoch}; {course}", error=True)
 
 
-def shared_clip(members: list[Member]) -> FeatureConfig:
+def shared_clip(members: Sequence[Member]) -> FeatureConfig:
     """The configuration of the first member, whose sample rate and clip length all others must share.
 
     Raises
@@ -176,12 +170,12 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         classes=saved["classes"],
         split_digest=saved["split_digest"],
         temperature=saved["temperature"],
-        model=model.to(device, memory_format=memory_format),
+        model=model.to(device).to(memory_format=memory_format),
         memory_format=memory_format,
         calibrated=fold != "none" and not options.get("teacher"),
         hold_back=0.0 if fold == "none" else options.get("hold_back", 0.0),
         digest=hashlib.sha256(data).hexdigest(),
-        heard=None if heard is None else heard.numpy(),
+        trained_on=None if heard is None else heard.numpy(),
         epoch=saved["best"]["epoch"],
         options=options,
     )

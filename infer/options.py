@@ -1,7 +1,6 @@
 """The flags of infer's commands."""
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 
@@ -29,11 +28,6 @@ class MemberOptions(Flags):
     width: int | None = flag(None, "without --run: frames (default: n-mels)", type=int)
     folds: str = flag("all", "all folds of the split, or a list such as 0,2; none: the run on everything")
     cache_dir: str = flag("data/cache", "where cache folders are, for the split test")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.folds not in ("all", "none") and not all(part.isdecimal() for part in self.folds.split(",")):
-            raise InputError(f"--folds {self.folds}; expected all, none, or numbers such as 0,2")
 
     @property
     def run_folders(self) -> list[str]:
@@ -67,27 +61,21 @@ class PredictOptions(EnsembleOptions):
     output: str = flag("predictions.csv", "table of file, label, confidence, error")
     probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
     min_confidence: float = flag(0.0, "judge as unknown what is less certain; infer.report shows the choice", (0, 1))
-    resume: bool = flag(False, "go on from what an interrupted prediction has finished")
     windows: str | None = flag(
         None,
         "also judge each file, of any length, in overlapping windows, and write what is found to this CSV; "
         "of overlapping windows of one label the most confident stays",
         metavar="FILE",
     )
-    hop_seconds: float | None = flag(None, "from one window to the next (default: a quarter of a clip)", type=float)
+    hop_seconds: float | None = flag(
+        None, "from one window to the next (default: a quarter of a clip)", (0, 3600), type=float
+    )
     window_confidence: float = flag(0.5, "a window that is less certain is not written", (0, 1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hop_seconds is not None and not self.windows:
             raise InputError("--hop-seconds needs --windows FILE")
-        if self.hop_seconds is not None and not 0 < self.hop_seconds < math.inf:
-            raise InputError(f"--hop-seconds {self.hop_seconds:g}; expected more than 0 and at most a clip")
-
-    @property
-    def block_files(self) -> int:
-        """Files that are finished on disk together; few, where each may last for hours."""
-        return 8 if self.windows else 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,21 +118,15 @@ class ExportOptions(EnsembleOptions):
 
     ensemble: str = flag("soft", "an exported file holds the mean of probabilities", choices=("soft",))
     device: str = flag("cpu", "where the file is verified; it runs anywhere", choices=("cpu",))
-    format: str = flag("onnx", "ONNX, or torch.export", choices=("onnx", "torch"))
-    output: str | None = flag(None, "the file (default: model.onnx, or model.pt2 for torch)", metavar="FILE")
+    format: str = flag("onnx", "kind of file", choices=("onnx",))
+    output: str = flag("model.onnx", "the file")
     int8: bool = flag(False, "also write FILE.int8.onnx, with quantised networks, and measure its accuracy")
     check: str | None = flag(
         None,
-        "recordings to verify on (default: data/test, or the cache's test split, or generated signals); "
-        "<label>/ folders give accuracies",
+        "recordings to verify on (default: data/test, or the cache's test split); <label>/ folders give accuracies",
         metavar="FOLDER",
     )
     check_clips: int = flag(64, "how many of them", AT_LEAST_1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.int8 and self.format != "onnx":
-            raise InputError("--int8 needs --format onnx")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,16 @@
 """Where a command's result goes: nowhere that would replace what a command reads."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from cache.cli import InputError
 from cache.files import checked_output, lies_in
-from cache.find import list_caches
-from cache.index import Cache
-from infer.corpus import find_corpus
 from infer.options import MemberOptions
 from infer.recordings import list_recordings
 from pipeline.decode import EXTENSIONS
+from pipeline.lists import TESTING, VALIDATION
+
+_MARKS = ("fold*/*.pt", "fold*/oof.npz", "shard-*.h5", TESTING, VALIDATION)  # of a run, a cache, a corpus
 
 
 def output_path(path: str | Path, options: MemberOptions) -> Path:
@@ -20,37 +18,27 @@ def output_path(path: str | Path, options: MemberOptions) -> Path:
 
     Raises
     ------
-    InputError : it is, or lies in, what is read: a run, a cache, its corpus, a list; or it is a recording
+    InputError : it is, or lies in, what is read: a recording, a list, a run, a cache or a corpus, however linked
     """
     output = checked_output(path)
-    if source := lies_in(output, _inputs(options, output.exists())) or _read_elsewhere(output):
+    if source := _named_recording(output, options) or _folder_that_is_read(output):
         raise InputError(f"{path}: {source} is to be read, so it is not written over or into; choose another place")
     return output
 
 
-def _read_elsewhere(output: Path) -> Path | None:
-    """The recording that a path is, or the cache or run that it lies in, which no flag names."""
-    if output.exists() and output.name.lower().endswith(EXTENSIONS):
+def _named_recording(output: Path, options: MemberOptions) -> str | Path | None:
+    """The recording, or the list of --input or --check, that would be replaced; None where there is none."""
+    if not output.exists():
+        return None
+    if any(name.lower().endswith(EXTENSIONS) for name in (output.name, os.path.realpath(output))):
         return output
-    parent, marks = Path(os.path.realpath(output.parent)), ("shard-*.h5", "fold*/*.pt", "fold*/oof.npz")
-    return next((folder for folder in (parent, *parent.parents) if any(any(folder.glob(mark)) for mark in marks)), None)
+    source = getattr(options, "input", None) or getattr(options, "check", None)
+    listed = [source, *list_recordings(source).paths] if source and os.path.isfile(source) else []
+    return lies_in(output, listed)
 
 
-def _inputs(options: MemberOptions, there: bool) -> Iterator[str | Path]:
-    """Folders and files that a command may read; their single files only where one could be replaced, as by a link."""
-    caches = list_caches(options.cache_dir)
-    for folder in map(Path, (*options.run_folders, *caches)):
-        yield folder
-        yield from folder.rglob("*") if there else ()
-    for folder in caches:
-        with contextlib.suppress(InputError, OSError):
-            corpus = find_corpus(Cache(folder, check_shards=False), getattr(options, "audio_dir", None))
-            yield corpus
-            yield from (entry.path for entry in os.scandir(corpus) if entry.is_symlink())
-    sources = [getattr(options, name, None) for name in ("input", "check")]
-    sources += ["data/test"] * hasattr(options, "check")  # its default
-    for source in filter(None, sources):
-        if not os.path.isdir(source):
-            yield source
-        if there and os.path.exists(source):
-            yield from list_recordings(source).paths
+def _folder_that_is_read(output: Path) -> Path | None:
+    """The run, cache or corpus that a path or what it links to lies in, known by the files in it."""
+    ends = (Path(os.path.realpath(output)), Path(os.path.realpath(output.parent)) / output.name)
+    folders = dict.fromkeys(folder for end in ends for folder in end.parents)
+    return next((folder for folder in folders if any(any(folder.glob(mark)) for mark in _MARKS)), None)

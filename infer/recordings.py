@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from cache.cli import InputError, printable
+import numpy as np
+
+from cache.cli import InputError
 from pipeline.decode import EXTENSIONS
 from pipeline.lists import find_files, read_lines, spelling
 from pipeline.scan import walk
@@ -21,30 +23,28 @@ class Recordings:
     note: str = ""
     """What a list holds, to be shown."""
 
-    def labels(self, known: list[str]) -> list[str]:
-        """The label of each file: its first folder.
+    def select(self, indices: Iterable[int]) -> "Recordings":
+        """Some of them."""
+        chosen = list(indices)
+        return Recordings([self.paths[index] for index in chosen], [self.names[index] for index in chosen])
+
+    def targets(self, classes: list[str]) -> np.ndarray:
+        """The index of each file's label, its first folder, among the classes [shape=(n,), dtype=int64].
 
         Raises
         ------
-        InputError : a file outside such a folder, or a label that no member knows
+        InputError : a file outside such a folder, or a label that is none of the classes
         """
-        spelt = {spelling(label): label for label in known}
+        known = {spelling(label): target for target, label in enumerate(classes)}
         folders = [name.split("/")[0] if "/" in name else "" for name in self.names]
-        labels = [spelt.get(spelling(folder), folder) for folder in folders]
-        unknown = sorted(set(labels) - set(known))
+        targets = [known.get(spelling(folder)) for folder in folders]
+        unknown = sorted({folder for folder, target in zip(folders, targets, strict=True) if target is None})
         if unknown:
             raise InputError(
                 f"not the label of any class: {', '.join(name or '(no folder)' for name in unknown[:8])}; "
-                f"expected <label>/ folders named {', '.join(known)}"
+                f"expected <label>/ folders named {', '.join(classes)}"
             )
-        return labels
-
-
-def warn_of_unread(errors: dict[str, str]) -> None:
-    """Say on stderr how many recordings are not counted, and why the first is not; `errors`: name -> reason."""
-    for name, reason in list(errors.items())[:1]:
-        why = printable(f"{name}: {reason}")
-        print(f"{len(errors):,} recordings could not be read and are not counted; {why}", file=sys.stderr)
+        return np.array(targets, np.int64)
 
 
 def list_recordings(source: str) -> Recordings:

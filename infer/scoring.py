@@ -31,11 +31,9 @@ def accuracy_of(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 def recalls(judged: np.ndarray, targets: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
     """Per class its clips and the share of them judged rightly, lowest first."""
-    rows = []
-    for target, name in enumerate(classes):
-        here = targets == target
-        if here.any():
-            rows.append({"label": name, "clips": int(here.sum()), "recall": float((judged[here] == target).mean())})
+    clips = np.bincount(targets, minlength=len(classes)).tolist()
+    right = np.bincount(targets[judged == targets], minlength=len(classes)).tolist()
+    rows = [{"label": name, "clips": n, "recall": r / n} for name, n, r in zip(classes, clips, right, strict=True) if n]
     return sorted(rows, key=lambda row: row["recall"])
 
 

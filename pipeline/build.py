@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -10,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import FULL, InputError
+from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_leftovers
 from cache.index import Cache, read_index
-from cache.shard import sidecar_path
 from pipeline import scan
 from pipeline.filterbank import mel_filterbank
 from pipeline.finish import earlier_cache, finish, plan_split
 from pipeline.lists import ClipList, read_clip_lists
 from pipeline.options import BuildOptions
-from pipeline.provenance import Provenance, content_changed, read_provenance
+from pipeline.provenance import Provenance, read_provenance
 from pipeline.shard_task import ShardTask
 
 _MARGIN = 64 << 20  # bytes that a build leaves free
@@ -64,21 +62,17 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
     if lies_in(folder, [audio_dir]) or lies_in(audio_dir, [folder]):
         raise InputError(f"{folder} and the corpus {audio_dir} must lie apart; choose another --cache-dir")
     with _writing(folder):
-        sources = read_provenance(folder, config)
-        if len(sources.clips) and not np.isin(listing["clip_id"], sources.clips["clip_id"]).any():
+        provenance = read_provenance(folder, config)
+        if len(provenance.clips) and not np.isin(listing["clip_id"], provenance.clips["clip_id"]).any():
             raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
-        if options.check_content:
-            for number in content_changed(sources, listing, audio_dir):
-                sidecar_path(folder, number).unlink()
-            sources = read_provenance(folder, config)
-        known = sources.match(listing)
+        known = provenance.match(listing)
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         wanted = listing[new | (known["reason"] == b"")]
         earlier = earlier_cache(folder)
         plan_split(options, wanted, earlier, lists)  # refuse before any work
         todo = listing[new]
         _check_space(folder, config, len(todo))
-        built = _build_shards(plan_shards(folder, config, todo, sources, options), options, len(todo), progress)
+        built = _build_shards(plan_shards(folder, config, todo, provenance, options), options, len(todo), progress)
         finish(options, config, folder, listing, earlier, lists)
         cache = Cache(folder)
     new_split = earlier is not None and earlier.index["split"]["digest"] != cache.index["split"]["digest"]
@@ -87,24 +81,16 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Hold a cache folder for writing; says what to do where it cannot be written."""
+    """Hold a cache folder for writing."""
     busy = f"{folder}: another build is at work here; wait for it, it builds the same cache"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder / LOCK, busy=busy):
-            with exclusive_lock(folder / WORKERS_LOCK, busy="", wait=True):
-                remove_leftovers(folder)  # workers of a killed build have ended: they noticed, or finished a shard
-            try:
-                yield
-            finally:
-                remove_leftovers(folder)
-    except OSError as error:
-        if error.errno in FULL:
-            raise InputError(f"{folder}: the disk is full; free some space and build again: it goes on here") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            where = error.filename or folder
-            raise InputError(f"{where}: cannot write ({error.strerror}); choose another --cache-dir") from None
-        raise
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(folder / LOCK, busy=busy):
+        with exclusive_lock(folder / WORKERS_LOCK, busy="", wait=True):
+            remove_leftovers(folder)  # workers of a killed build have ended: they noticed, or finished a shard
+        try:
+            yield
+        finally:
+            remove_leftovers(folder)
 
 
 def _build_shards(tasks: list[ShardTask], options: BuildOptions, total: int, progress: Progress) -> int:
@@ -137,14 +123,14 @@ def feature_config(options: BuildOptions) -> FeatureConfig:
 
 
 def plan_shards(
-    folder: Path, config: FeatureConfig, todo: np.ndarray, sources: Provenance, options: BuildOptions
+    folder: Path, config: FeatureConfig, todo: np.ndarray, provenance: Provenance, options: BuildOptions
 ) -> list[ShardTask]:
     """Cut the clips to build into shards, which take the lowest free numbers.
 
     An interrupted plan is cut into the same shards again: finished ones hold whole pieces of it. Numbers that an
     older index lists are not free: were one reused and this build interrupted, that index would list other rows.
     """
-    used, tasks, number, size = set(sources.shards), [], 0, options.clips_per_shard
+    used, tasks, number, size = set(provenance.shards), [], 0, options.clips_per_shard
     with contextlib.suppress(InputError):
         used.update(shard["number"] for shard in read_index(folder)["shards"])
     folder, audio_dir = folder.absolute(), Path(options.audio_dir).absolute()

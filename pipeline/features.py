@@ -63,10 +63,10 @@ class LogMel:
         torch.mul(buffers.frames, self._window, out=buffers.windowed)
         spectrum = torch.view_as_real(torch.fft.rfft(buffers.windowed))  # with out= it would copy
         torch.mul(spectrum, spectrum, out=buffers.pairs)
-        for weights, squares, mel in buffers.products:
-            np.matmul(weights, squares, out=mel)
-        for mel, target in zip(buffers.mels, out, strict=False):
-            self._normalise(*mel, target)
+        for weights, squares, bands in buffers.products:
+            np.matmul(weights, squares, out=bands)
+        for (mel, values), target in zip(buffers.mels, out, strict=False):
+            self._normalise(mel, values, target)
 
     def _normalise(self, mel: torch.Tensor, values: np.ndarray, out: torch.Tensor) -> None:
         """Decibels, at most top_db below the loudest, with zero mean and unit variance; `values` are those of `mel`.

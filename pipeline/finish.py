@@ -35,8 +35,8 @@ def finish(
     ----------
     earlier, lists : see :func:`plan_split`
     """
-    sources = read_provenance(folder, config)
-    known = sources.match(listing)
+    provenance = read_provenance(folder, config)
+    known = provenance.match(listing)
     bad = known["reason"] != b""
     good = (known["shard"] >= 0) & ~bad
     _write_rejected(folder / REJECTED, known[bad])
@@ -48,8 +48,9 @@ def finish(
         clips[name] = column
     alive = np.unique(clips["shard"]).tolist()
     keys = ("rows", "bytes", "checksum", "sources")
-    shards = [{"number": n, **{key: sources.shards[n][key] for key in keys if key in sources.shards[n]}} for n in alive]
-    versions = {tuple(sorted(sources.shards[n]["versions"].items())) for n in alive}
+    sidecars = {number: provenance.shards[number] for number in alive}
+    shards = [{"number": n, **{key: sidecar[key] for key in keys if key in sidecar}} for n, sidecar in sidecars.items()]
+    versions = {tuple(sorted(sidecar["versions"].items())) for sidecar in sidecars.values()}
     counts = {name: int(((found["flags"] >> bit) & 1).sum()) for bit, name in enumerate(FLAGS)}
     content = {
         "config": dataclasses.asdict(config),

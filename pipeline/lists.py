@@ -112,9 +112,9 @@ def _find_clips(lines: list[str], clip_ids: np.ndarray, audio_dir: str) -> tuple
             here.setdefault(name, []).append(bytes(clip_id))
     missing = []
     for line, names in others.items():
-        name = next((name for name in names if name in here), None)
-        found.update(here.get(name, ()))
-        missing += [line] * (name is None)
+        clips = next((here[name] for name in names if name in here), [])
+        found.update(clips)
+        missing += [] if clips else [line]
     return found, missing
 
 

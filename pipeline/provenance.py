@@ -2,17 +2,13 @@
 
 import contextlib
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.cores import usable_cores
 from cache.shard import read_sidecars
-from pipeline.decode import content_digest, read_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +68,3 @@ def _table_of(number: int, clips: dict[str, list]) -> np.ndarray:
 def _clip_dtype(name_bytes: int, reason_bytes: int) -> np.dtype:
     facts = [("clip_id", f"S{name_bytes}"), ("size", "<i8"), ("mtime_ns", "<i8"), ("sha256", "S16"), ("flags", "u1")]
     return np.dtype([*facts, ("reason", f"S{reason_bytes}"), ("shard", "<i4"), ("row", "<i4")])
-
-
-def content_changed(sources: Provenance, listing: np.ndarray, audio_dir: Path) -> list[int]:
-    """Numbers of the shards that hold a clip whose content changed although size and time did not."""
-    known = sources.match(listing)
-    listed = np.flatnonzero(known["shard"] >= 0)
-
-    def changed(position: int) -> bool:
-        path = Path(audio_dir) / listing["clip_id"][position].decode()
-        try:
-            digest = content_digest(read_file(str(path)))
-        except (InputError, OSError):
-            return True  # building it again says why it cannot be read
-        return digest.encode() != known["sha256"][position]
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        wrong = listed[np.fromiter(pool.map(changed, listed.tolist()), bool, len(listed))]
-    return np.unique(known["shard"][wrong]).tolist()

@@ -1,5 +1,6 @@
 """Listing a corpus: its clips and its background recordings."""
 
+import collections
 import hashlib
 import os
 import re
@@ -35,15 +36,14 @@ def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
             f"{audio_dir}: no such folder; put recordings into {audio_dir}/<label>/*.wav, or make some with "
             "python -m pipeline.download speech-commands-v0.01 or python -m pipeline.demo_corpus"
         )
-    parts, found, ignored = [], [], {}
+    parts, found, ignored = [], [], collections.Counter[str]()
     prefix = len(os.fsencode(os.path.join(audio_dir, "")))
     for entry in walk(str(audio_dir), skipped=("_", ".")):
         name = os.fsencode(entry.path)[prefix:]
         if b"/" not in name:  # beside the labels, as the corpus's lists
             continue
         if not entry.name.lower().endswith(EXTENSIONS):
-            suffix = os.path.splitext(entry.name)[1].lower() or "no suffix"
-            ignored[suffix] = ignored.get(suffix, 0) + 1
+            ignored[os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
             continue
         try:
             status = entry.stat()
@@ -84,7 +84,7 @@ def walk(top: str, *, skipped: tuple[str, ...] = ()) -> Iterator[os.DirEntry]:
     ------
     OSError : a folder cannot be read
     """
-    waiting = [(top, (_identity(os.stat(top)),))]
+    waiting: list[tuple[str, tuple]] = [(top, (_identity(os.stat(top)),))]
     while waiting:
         folder, above = waiting.pop()
         with os.scandir(folder) as entries:

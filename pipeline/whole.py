@@ -1,6 +1,7 @@
 """Whether a recording ends before its headers say, which libsndfile takes for the end of what was said."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from cache.cli import InputError
 
@@ -32,7 +33,7 @@ def check_whole(read_at: ReadAt, size: int) -> None:
         _check_data_chunk(read_at, size, "big" if head[:4] == b"RIFX" else "little")
 
 
-def _check_data_chunk(read_at: ReadAt, size: int, order: str) -> None:
+def _check_data_chunk(read_at: ReadAt, size: int, order: Literal["big", "little"]) -> None:
     at, long_length = 12, 0
     for _ in range(_MAX_CHUNKS):
         head = read_at(at, 8)

@@ -55,6 +55,14 @@ def mini() -> Path:
     return MINI
 
 
+@pytest.fixture(scope="session")
+def runtime():
+    """onnxruntime, where all of the extra [export] is there."""
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[export]'")
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
+
+
 @pytest.fixture
 def build(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
     """Run build_cache in this process on ``audio/`` into ``cache/``; returns exit status and output."""

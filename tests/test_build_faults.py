@@ -174,7 +174,7 @@ def check_full_disk(audio: Path, cache_dir: Path, process: Forked) -> set[tuple[
     """A build that met a full disk said so in one line and kept what was finished; returns that."""
     output, _ = process.communicate()
     assert process.returncode == 2, output
-    assert "the disk is full; free some space and build again" in output
+    assert "No space left on device; free some space, and type the same command again" in output
     assert len([line for line in output.splitlines() if line.strip()]) == 1
     assert not list(only_cache(cache_dir).glob(".*.tmp")), "the space of what was in flight is free again"
     assert not check_cache(only_cache(cache_dir))

@@ -117,20 +117,20 @@ def test_calibrating_needs_clips_and_errors(
 
 
 def test_calibrated_confidence_reaches_predict_evaluate_and_export(
-    runs: Path, unheard: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    runs: Path, unheard: Path, tmp_path: Path, runtime, capsys: pytest.CaptureFixture
 ) -> None:
     """The temperature is kept for just these members and views; labels stay, confidences move, the export follows."""
     flags = ["--run", str(runs / "copy"), "--device", "cpu", "--tta", "2"]
     judge = ["--input", str(unheard), "--output"]
     assert predict([*flags, *judge, str(tmp_path / "before.csv")]) == 0
-    assert "infer.calibrate" in capsys.readouterr().out
+    assert "infer.calibrate" in capsys.readouterr().err
     assert calibrate([*flags, "--input", str(unheard)]) == 0
     assert "60 clips" in capsys.readouterr().out
     (kept,) = (runs / "copy").glob("ensemble-*.json")
     temperature = read_sealed(kept)["temperature"]
     assert abs(temperature - 1) > 0.01
     assert predict([*flags, *judge, str(tmp_path / "after.csv")]) == 0
-    assert "infer.calibrate" not in capsys.readouterr().out
+    assert "infer.calibrate" not in capsys.readouterr().err
     before, after = confidences(tmp_path / "before.csv"), confidences(tmp_path / "after.csv")
     assert [label for label, _ in before] == [label for label, _ in after]
     moved = [after_ - before_ for (_, before_), (_, after_) in zip(before, after, strict=True)]
@@ -140,10 +140,10 @@ def test_calibrated_confidence_reaches_predict_evaluate_and_export(
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["calibrated"]
     assert 0 <= figures["ece"] < 0.5
-    export_flags = ["--run", str(runs / "copy"), "--tta", "2", "--format", "torch", "--check", str(unheard)]
-    assert export([*export_flags, "--output", str(tmp_path / "model.pt2")]) == 0  # it compares itself with predict
+    export_flags = ["--run", str(runs / "copy"), "--tta", "2", "--check", str(unheard)]
+    assert export([*export_flags, "--output", str(tmp_path / "model.onnx")]) == 0  # it compares itself with predict
     assert predict([*flags[:-1], "1", *judge, str(tmp_path / "other.csv")]) == 0  # other views: not calibrated
-    assert "infer.calibrate" in capsys.readouterr().out
+    assert "infer.calibrate" in capsys.readouterr().err
     kept.write_bytes(kept.read_bytes().replace(b"0.", b"1.", 1))
     assert predict([*flags, *judge, str(tmp_path / "damaged.csv")]) == 2
     assert "damaged" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import soundfile
 
 from cache.cli import InputError
 from pipeline.demo_corpus import __main__ as demo_corpus
+from pipeline.demo_corpus.corpus import SpeakOptions, plan_voices
 from pipeline.demo_corpus.speech import (
     ACCENTS,
     WORDS,
@@ -78,12 +79,12 @@ def test_same_seed_same_bytes(corpus, tmp_path):
 def test_tested_variants_are_unheard(seed):
     """No voice variant of the test set, nor its numbered kin, occurs in training; no two speakers share an id."""
     variants = voice_variants()
-    heard, unheard = demo_corpus.plan_voices(variants, 400, 100, seed)
+    heard, unheard = plan_voices(variants, 400, 100, seed)
     kin = [{voice.variant.rstrip("0123456789") for voice in side} for side in (heard, unheard)]
     assert not kin[0] & kin[1]
     assert len({voice.speaker for voice in heard + unheard}) == 500
     assert {voice.accent for voice in heard} == set(ACCENTS)
-    assert demo_corpus.plan_voices(variants, 50, 10, seed)[0] == heard[:50]
+    assert plan_voices(variants, 50, 10, seed)[0] == heard[:50]
 
 
 def test_every_variant_speaks(tmp_path):
@@ -154,7 +155,7 @@ def test_bad_flags(capsys, flags, expected):
 
 def test_default_is_the_public_vocabulary():
     """Without --words the thirty words of Speech Commands v0.01 are spoken."""
-    assert demo_corpus.SpeakOptions().word_list == list(WORDS)
+    assert SpeakOptions().word_list == list(WORDS)
     assert len(set(WORDS)) == 30
 
 

@@ -22,7 +22,7 @@ from cache.info import describe
 from cache.shard import sidecar_path
 from infer.corpus import find_member_cache
 from infer.ensemble import Ensemble
-from infer.labelled import held_out
+from infer.labelled import out_of_fold
 from infer.members import load_members
 from infer.report.data import read_curves
 from pipeline.build_cache import main as build
@@ -205,14 +205,13 @@ def test_any_out_of_fold_file(run: Path) -> None:
     """Each array of oof.npz missing, of another type, shape or length."""
     path = run / "fold0/oof.npz"
     arrays, (member,) = load_arrays(path), load_members([RUN], "0", CPU)
-    cache = find_member_cache(member, "data/cache")
     for name, array in arrays.items():
         others = [np.array(3), np.array("text"), np.zeros(0), np.zeros((2, 2, 2)), array[None], np.array([b"\xff"])]
         others += [array[:-1], array[:0], array.astype("S9" if array.dtype.kind == "U" else "U9")] if array.ndim else []
         for changed in [{}, *({name: other} for other in others)]:
             save_arrays(path, **{key: value for key, value in arrays.items() if key != name}, **changed)
             with pytest.raises(InputError, match=r"oof\.npz"):
-                held_out(member, cache)
+                out_of_fold([member], "data/cache")
 
 
 def test_any_ensemble_file(run: Path) -> None:
@@ -260,28 +259,3 @@ def test_empty_and_foreign_files(run: Path, capsys: pytest.CaptureFixture, name:
         error = capsys.readouterr().err
         assert (status, error.count("\n")) in ((0, 0), (2, 1)), error
         assert not error or f"fold0/{name}: " in error
-
-
-def test_a_damaged_part_of_a_prediction_is_judged_again(here: Path, tmp_path: Path) -> None:
-    """With --resume, a finished block that is not whole is dropped; the tables are those of an undisturbed run."""
-    from infer.predict.__main__ import main
-
-    names = tmp_path / "list.txt"
-    clips = sorted((here / "data/audio").glob("*/*.wav"))[:24]
-    names.write_text("".join(f"{clip}\n" for clip in clips))
-    flags = ["--run", RUN, "--tta", "1", "--input", str(names), "--windows", str(tmp_path / "w.csv"), "--output"]
-    out, whole, parts = tmp_path / "out.csv", tmp_path / "whole.csv", tmp_path / ".out.csv.parts"
-    assert main([*flags, str(whole)]) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("infer.predict.blocks._write_tables", lambda *_: 1 / 0)  # as if killed when all is judged
-        assert main([*flags, str(out)]) == 1
-    first, second, third = sorted(parts.glob("*.npz"))
-    first.write_bytes(b"")
-    save_arrays(second, **{name: array[:-1] for name, array in load_arrays(second).items() if name != "errors"})
-    kept = third.stat().st_ino, third.stat().st_mtime_ns
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("infer.predict.blocks._write_tables", lambda *_: 1 / 0)
-        assert main([*flags, str(out), "--resume"]) == 1
-    assert kept == (third.stat().st_ino, third.stat().st_mtime_ns)
-    assert main([*flags, str(out), "--resume"]) == 0
-    assert out.read_bytes() == whole.read_bytes()

@@ -27,14 +27,6 @@ STEP = 2.0**-10  # of float16 at 1
 
 
 @pytest.fixture(scope="module")
-def runtime():
-    """onnxruntime, where all of the extra is there."""
-    for name in ("onnx", "onnxscript"):
-        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[export]'")
-    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
-
-
-@pytest.fixture(scope="module")
 def exported(words: Path, runtime) -> Path:
     """``model.onnx`` and ``model.int8.onnx`` of the run."""
     output = words / "model.onnx"
@@ -188,38 +180,23 @@ def test_int8_quantises_the_networks_only(exported: Path, recordings: Path, runt
     assert [classes[best] for best in session.run(None, {"waveform": clips})[0].argmax(axis=1)] == WORDS
 
 
-def test_torch_format_says_what_predict_says(here: Path, recordings: Path) -> None:
-    """A torch.export file gives predict's probabilities for batches of any size, and carries the metadata."""
-    assert main(["--run", RUN, "--format", "torch", "--check", str(recordings)]) == 0
-    clips, expected = predicted(here, recordings)
-    about = {"metadata.json": ""}
-    module = torch.export.load(here / "model.pt2", extra_files=about).module()
-    with torch.inference_mode():
-        single = torch.cat([module(torch.from_numpy(clip[None])) for clip in clips]).numpy()
-        assert np.abs(module(torch.from_numpy(clips)).numpy() - expected).max() <= 1e-3
-    assert np.abs(single - expected).max() <= 1e-3
-    answers_nan_for_what_is_no_recording(lambda clips: module(torch.from_numpy(clips)).detach().numpy())
-    assert "not_a_recording" in json.loads(about["metadata.json"])
-    assert json.loads(json.loads(about["metadata.json"])["classes"]) == sorted([*WORDS, "noise"])
-
-
 def test_a_file_that_differs_is_not_left_behind(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    here: Path, runtime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Where the graph judges otherwise than predict, the command fails and an older file keeps its content."""
     monkeypatch.setitem(GRAPH_VIEWS, "later", lambda clips, noise: clips.flip(1))
-    (here / "old.pt2").write_bytes(b"old")
-    assert main(["--run", RUN, "--format", "torch", "--output", "old.pt2"]) == 2
+    (here / "old.onnx").write_bytes(b"old")
+    assert main(["--run", RUN, "--output", "old.onnx"]) == 2
     assert "judges" in capsys.readouterr().err
-    assert (here / "old.pt2").read_bytes() == b"old"
-    assert not list(here.glob(".old.pt2*"))
+    assert (here / "old.onnx").read_bytes() == b"old"
+    assert not list(here.glob(".old.onnx*"))
 
 
-def test_generated_signals_are_named_as_such(here: Path, capsys: pytest.CaptureFixture) -> None:
-    """Without recordings the file is verified on generated signals, and the command says so."""
-    flags = ["--run", RUN, "--format", "torch", "--cache-dir", "nowhere", "--check-clips", "4", "--output", "g.pt2"]
-    assert main(flags) == 0
-    assert "4 clips of generated signals" in capsys.readouterr().out
+def test_without_recordings_nothing_is_exported(here: Path, runtime, capsys: pytest.CaptureFixture) -> None:
+    """A file that could not be verified is not written; the error asks for recordings."""
+    assert main(["--run", RUN, "--cache-dir", "nowhere", "--output", "unverified.onnx"]) == 2
+    assert "no recordings to verify on; name some with --check FOLDER" in capsys.readouterr().err
+    assert not list(here.glob("*unverified*"))
 
 
 def test_a_missing_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -243,7 +220,7 @@ def test_members_of_different_clip_lengths_are_refused() -> None:
 @pytest.mark.parametrize("model", ["resnet18", "dla60_res2next", "test_vit"])
 def test_models_export(model: str, tmp_path: Path, runtime) -> None:
     """Other kinds of models go through the same exporter, and onnxruntime agrees with torch."""
-    from infer.export.formats import run_onnx, write_onnx
+    from infer.export.onnx_file import run_onnx, write_onnx
     from train.models import create_model
 
     config = FeatureConfig(n_mels=64, n_frames=64)

@@ -5,9 +5,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -200,45 +200,23 @@ def test_what_is_read_is_never_written_over(trained: Path, tmp_path: Path, capsy
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize(("block", "times", "tables"), [(512, 30, ()), (8, 2, ("--windows", "--probabilities"))])
-def test_killed_prediction_goes_on_with_resume(
-    trained: Path, tmp_path: Path, block: int, times: int, tables: tuple[str, ...]
-) -> None:
-    """A prediction killed half-way leaves no table; --resume keeps the finished blocks and gives the same bytes."""
-    listed = [str(path) for path in sorted((trained / "data/audio").glob("*/*.wav"))] * times
-    names = tmp_path / "list.txt"
-    names.write_text("\n".join(listed) + "\n")
-    flags = ("--run", trained / "runs/run0", "--run", trained / "runs/run1", "--input", names)
-    out, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
-
-    def outputs(path: Path) -> list[object]:
-        return ["--output", path, *(part for table in tables for part in (table, f"{path}{table}"))]
-
-    halt = Halt(".npz", 2, tmp_path / "halted")
-    process = start("infer.predict", *flags, *outputs(out), halt=halt)
-    parts = tmp_path / ".out.csv.parts"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_prediction_leaves_no_table(trained: Path, tmp_path: Path, number: int) -> None:
+    """Interrupted or killed while it writes, it leaves older tables alone; the next writes the same bytes as ever."""
+    tables = [tmp_path / name for name in ("out.csv", "windows.csv", "matrix.csv")]
+    for table in tables:
+        table.write_text("older")
+    flags = [word for pair in zip(("--output", "--windows", "--probabilities"), tables, strict=True) for word in pair]
+    flags += ["--run", trained / "runs/run0", "--input", trained / "data/audio", "--tta", 1]
+    halt = Halt(".tmp", 1, tmp_path / "halted")
+    process = start("infer.predict", *flags, halt=halt)
     process.wait_for(halt)
-    process.kill()
-    process.wait()
-    finished = {path.name: path.stat().st_ino for path in parts.glob("*.npz")}
-    assert finished
-    assert len(finished) < -(-len(listed) // block)
-    assert not out.exists()
-    other = start("infer.predict", *flags, *outputs(out), "--resume", "--tta", 1)
-    assert other.wait() == 2
-    assert "begun with other files, members or flags" in other.stdout.read()
-    kept = {}
-    process = start("infer.predict", *flags, *outputs(out), "--resume")
-    while process.poll() is None:
-        kept.update({path.name: path.stat().st_ino for path in parts.glob("*.npz") if path.name in finished})
-        time.sleep(0.02)
-    assert process.returncode == 0
-    assert f"{min(len(finished) * block, len(listed)):,} of {len(listed):,} files are judged" in process.stdout.read()
-    assert kept == finished
-    assert start("infer.predict", *flags, *outputs(whole)).wait() == 0
-    for table in ("", *tables):
-        assert Path(f"{out}{table}").read_bytes() == Path(f"{whole}{table}").read_bytes()
-    assert not parts.exists()
+    process.send_signal(number)
+    assert process.wait() == (130 if number == signal.SIGINT else -number)
+    assert [table.read_text() for table in tables] == ["older"] * 3
+    assert command("infer.predict", tmp_path, *flags)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"halted", *(table.name for table in tables)}
+    assert len(rows_of(tables[0])) == len(rows_of(tables[2])) == 48
 
 
 @pytest.mark.long
@@ -323,7 +301,7 @@ def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -
         (("--run", "runs/run0", "--tta", "9"), "there are 4 views"),
         (("--run", "runs/run0", "--input", "nowhere"), "no such folder or file"),
         (("--run", "runs/run0", "--input", "runs"), "no recordings"),
-        (("--run", "runs/run0", "--folds", "x"), "expected all, none, or numbers"),
+        (("--run", "runs/run0", "--folds", "x"), "not trained: fold x (there: 0, 1)"),
         (("--run", "runs/run0", "--output", "no/such/folder.csv"), "there is no folder"),
     ],
 )
@@ -353,17 +331,18 @@ def test_a_run_that_knows_the_test_clips_is_refused(trained: Path, tmp_path: Pat
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder)
     listed = folder / "data/audio/testing_list.txt"
-    evaluate = ("--run", "runs/run0", "--folds", 0, "--split", "test", "--run")
+    evaluate = ("--run", "runs/run0", "--folds", "0,1", "--split", "test", "--run")
     for mels, cache_dir, tested, expected in (
         (24, "data/cache", listed.read_text(), None),
-        (16, "other", "", "not the split that runs/run16/fold0/best.pt was trained on"),
-        (20, "data/cache", "", "runs/run20/fold0/best.pt: trained with another split test"),
+        (16, "other", "", "the split test: runs/run16/fold[01]/best.pt was trained on 6 of its 6 recordings"),
+        (20, "data/cache", "", "the split test: runs/run20/fold[01]/best.pt was trained on 6 of its 6 recordings"),
     ):
         listed.write_text(tested)
         flags = ("--n-mels", mels, "--cache-dir", cache_dir)
         assert command("pipeline.build_cache", folder, *SMALL, *flags, "--folds", 3)[0] in (0, 1)
-        train = ("--model", "test_resnet", "--epochs", 1, "--batch-size", 8, "--fold", 0, "--name", f"run{mels}")
-        assert command("train.run", folder, *flags, *train)[0] == 0
+        train = ("--model", "test_resnet", "--epochs", 1, "--batch-size", 8, "--name", f"run{mels}")
+        for fold in (0, 1):  # one of which, at least, does not hold the only speaker of the split test out
+            assert command("train.run", folder, *flags, *train, "--fold", fold)[0] == 0
         status, output = command("infer.evaluate", folder, *evaluate, f"runs/run{mels}")
         assert (status, bool(re.search(expected or "", output))) == (2 if expected else 0, True), output
 

@@ -15,7 +15,7 @@ import soundfile
 from conftest import ROOT, only_cache, write_corpus
 
 from cache import info
-from cache.cli import printable, run_main
+from cache.cli import printable, run_main, say
 from cache.files import read_sealed, write_sealed
 from cache.index import INDEX
 from cache.tables import csv_table
@@ -133,15 +133,22 @@ def test_escapes_in_names_are_not_printed(here: Path, tmp_path: Path, capsys, mo
 def test_labels_like_the_tables_own_words(here: Path, monkeypatch, capsys) -> None:
     """A table that could not be told apart is refused before any work: a column twice, or two kinds of unknown."""
     from infer.options import PredictOptions
-    from infer.predict import blocks as prediction
+    from infer.predict.tables import check_outputs
 
     for classes, flags, expected in (
         (["file", "yes"], {"probabilities": "p.csv"}, "called file, and so is a label"),
         (["unknown", "yes"], {"min_confidence": 0.5}, "which is a class here already"),
     ):
         with pytest.raises(ValueError, match=expected):
-            prediction._outputs(PredictOptions(run=(RUN,), **flags), classes)
-        assert prediction._outputs(PredictOptions(run=(RUN,)), classes) == Path("predictions.csv")
+            check_outputs(PredictOptions(run=(RUN,), **flags), classes)
+        check_outputs(PredictOptions(run=(RUN,)), classes)
+
+
+def test_what_is_said_is_one_printable_line(capsys) -> None:
+    """Whatever a name holds, a result or a warning that names it stays one line that steers no terminal."""
+    for error in (False, True):
+        say("a\nb\x1b[31mé", error=error)
+    assert capsys.readouterr() == ("a\\nb\\x1b[31mé\n",) * 2
 
 
 def test_consoles_without_the_characters(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_one_clip_s_logits_cost_that_clip_only(run: Path, logit: float) -> None:
     answers = []
     for judged in (members, [members[0], dataclasses.replace(members[1], model=Deaf(members[1].model, logit))]):
         judge = Judge(judged, first_views(2), torch.device("cpu"))
-        answers += judge.judge(clips, 64)
+        answers += judge.judge([clips])
         judge.close()
     before, after = answers
     assert before.errors == ["", "", ""]
@@ -81,7 +81,7 @@ def test_one_clip_s_logits_cost_that_clip_only(run: Path, logit: float) -> None:
 
 
 def test_a_model_that_overflows_answers_with_errors_only(
-    run: Path, spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    run: Path, spoken: Path, tmp_path: Path, runtime, capsys: pytest.CaptureFixture
 ) -> None:
     """Predict writes a row with the reason per file, with windows too; what would print a figure names a clip."""
     path = run / "fold1/best.pt"
@@ -104,9 +104,9 @@ def test_a_model_that_overflows_answers_with_errors_only(
         assert judge(flags) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "none of 6 recordings could be judged; the first: no/0.wav: copy/fold1: logits that are" in line
-    output = tmp_path / "model.pt2"
-    assert export(["--run", str(run), "--format", "torch", "--check", str(spoken), "--output", str(output)]) == 2
-    assert "no/0.wav: copy/fold1: logits that are not finite; nothing was exported" in capsys.readouterr().err
+    output = tmp_path / "model.onnx"
+    assert export(["--run", str(run), "--check", str(spoken), "--output", str(output)]) == 2
+    assert "the first: no/0.wav: copy/fold1: logits that are not finite" in capsys.readouterr().err
     assert not output.exists()
 
 

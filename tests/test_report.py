@@ -165,8 +165,7 @@ def synthetic(clips: int, classes: int, members: int = 5) -> Source:
     figure = {"accuracy": 0.9, "low": 0.8, "high": 0.95}
     figures = {"source": "synthetic", "single": figure, "hard": None, "soft": None, "soft_tta": None}
     figures["members"] = [{"member": f"run/fold{index}", **figure} for index in range(members)]
-    voters = [[row["member"] for row in figures["members"]]] * clips
-    return Source(figures, JudgedClips(names, names, targets, probs), probs.mean(axis=(0, 1)), voters)
+    return Source(figures, JudgedClips(names, names, targets, probs), probs.mean(axis=(0, 1)))
 
 
 def synthetic_page(path: Path, clips: int, classes: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""List clips whose label looks wrong, from what the folds said of speakers that they never heard.
+"""List clips whose label looks wrong, from what each fold says of the clips that it held out.
 
 python -m infer.audit --output suspects.csv
 """

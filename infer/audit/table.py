@@ -2,9 +2,9 @@
 
 import torch
 
+from cache.cli import say
 from cache.tables import csv_table
-from infer.corpus import find_member_cache
-from infer.labelled import held_out, merged
+from infer.labelled import out_of_fold
 from infer.members import load_members
 from infer.options import AuditOptions
 from infer.outputs import output_path
@@ -15,9 +15,8 @@ def audit(options: AuditOptions) -> int:
     """Write the table of suspected clips and say how many there are; returns the exit status."""
     output = output_path(options.output, options)
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
-    cache = find_member_cache(members[0], options.cache_dir)
-    clips = merged([held_out(member, cache) for member in members])
-    names, probs, targets = clips.names, clips.probs[0, 0], clips.targets
+    clips, probs = out_of_fold(members, options.cache_dir)
+    names, targets = clips.names, clips.targets
     found, likely = suspects(probs, targets)
     classes = members[0].classes
     with csv_table(output, ["file", "label", "suspected", "confidence", "label_confidence"]) as table:
@@ -25,6 +24,6 @@ def audit(options: AuditOptions) -> int:
             target, other = targets[clip], likely[clip]
             scores = [f"{probs[clip, each]:.4f}" for each in (other, target)]
             table.writerow([names[clip], classes[target], classes[other], *scores])
-    print(f"{options.output}: {len(found):,} of {len(names):,} labels are suspected ({len(found) / len(names):.2%})")
-    print("listen to the worst of them: python -m infer.report, with the same --run and --folds")
+    say(f"{options.output}: {len(found):,} of {len(names):,} labels are suspected ({len(found) / len(names):.2%})")
+    say("listen to the worst of them: python -m infer.report, with the same --run and --folds")
     return 0

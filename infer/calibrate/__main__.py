@@ -10,10 +10,10 @@ from infer.options import CalibrateOptions
 @command(CalibrateOptions)
 def main(options: CalibrateOptions) -> int:
     """Judge the clips that nobody was trained on, and keep the temperature."""
-    from infer.calibrate.fit import calibrate_and_print
+    from infer.calibrate.fit import calibrate
     from train.world import run_in_world
 
-    return run_in_world(options.device, lambda world: calibrate_and_print(options, world))
+    return run_in_world(options.device, lambda world: calibrate(options, world))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 import json
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, printable
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, say
 from cache.files import write_atomic
+from infer.console import print_table
 from infer.evaluate.figures import evaluate
 from infer.options import EvaluateOptions
 from infer.outputs import output_path
@@ -20,37 +18,23 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     figures = evaluate(options, world)
     if not world.is_main:
         return EXIT_OK
-    console = Console(highlight=False, markup=False, emoji=False)
-    _print_accuracies(console, figures)
-    _print_rows(
-        console, "lowest recalls", [(r["label"], r["clips"], f"{r['recall']:.4f}") for r in figures["recall"][:10]]
-    )
-    _print_rows(
-        console,
-        "most frequent confusions",
-        [(c["label"], "judged " + c["judged"], c["clips"]) for c in figures["confusions"]],
-    )
+    _print_accuracies(figures)
+    recalls = [(row["label"], row["clips"], f"{row['recall']:.4f}") for row in figures["recall"][:10]]
+    confusions = [(row["label"], f"judged {row['judged']}", row["clips"]) for row in figures["confusions"]]
+    for title, rows in (("lowest recalls", recalls), ("most frequent confusions", confusions)):
+        if rows:
+            print_table(title, rows)
     if output:
         write_atomic(output, (json.dumps(figures, indent=1) + "\n").encode())
     return EXIT_INCOMPLETE if figures.get("unreadable") else EXIT_OK
 
 
-def _print_accuracies(console: Console, figures: dict[str, Any]) -> None:
-    table = Table("", "accuracy", "95% interval", title=printable(f"{figures['source']}: {figures['clips']:,} clips"))
+def _print_accuracies(figures: dict[str, Any]) -> None:
     names = {"single": "single (mean)", "hard": "hard", "soft": "soft", "soft_tta": f"soft + {figures.get('tta')} TTA"}
     rows = [(row["member"], row) for row in figures["members"]]
     rows += [(names[key], figures[key]) for key in names if figures[key]]
-    for name, row in rows:
-        table.add_row(printable(name), f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}")
-    console.print(table)
+    cells = [(name, f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}") for name, row in rows]
+    print_table(f"{figures['source']}: {figures['clips']:,} clips", cells, ("", "accuracy", "95% interval"))
     if figures.get("ece") is not None:
         remedy = "" if figures["calibrated"] else " (not calibrated yet: python -m infer.calibrate)"
-        console.print(f"expected calibration error of the last row: {figures['ece']:.4f}{remedy}", soft_wrap=True)
-
-
-def _print_rows(console: Console, title: str, rows: list[tuple]) -> None:
-    if rows:
-        table = Table(title=title, show_header=False)
-        for row in rows:
-            table.add_row(*(printable(str(cell)) for cell in row))
-        console.print(table)
+        say(f"expected calibration error of the last row: {figures['ece']:.4f}{remedy}")

@@ -12,8 +12,9 @@ from infer.options import ExportOptions
 def main(options: ExportOptions) -> int:
     """Export and verify."""
     from infer.export.check import export
+    from train.world import run_in_world
 
-    return export(options)
+    return run_in_world(options.device, lambda world: export(options, world))
 
 
 if __name__ == "__main__":

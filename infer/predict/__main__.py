@@ -13,11 +13,11 @@ from infer.options import PredictOptions
 @command(PredictOptions)
 def main(options: PredictOptions) -> int:
     """Judge, and say where the table is."""
-    from infer.predict.console import predict_with_progress
+    from infer.predict.tables import predict
     from train.world import run_in_world
 
     timeout = datetime.timedelta(days=20)  # for a rank with long recordings; more overflows gloo's milliseconds
-    return run_in_world(options.device, lambda world: predict_with_progress(options, world), timeout=timeout)
+    return run_in_world(options.device, lambda world: predict(options, world), timeout=timeout)
 
 
 if __name__ == "__main__":

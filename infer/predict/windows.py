@@ -6,20 +6,33 @@ clip is one window.
 """
 
 import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from cache.cli import InputError
 from infer.ensemble import Ensemble
-from infer.judge import Judge
+from infer.judge import Judge, batched
 from infer.members import Member, shared_clip
 from infer.options import PredictOptions
 from pipeline.decode import reason_of
 from pipeline.stream import LoudestClip, duration_seconds, read_blocks, windows
 
 HEADER = ["file", "start_s", "end_s", "label", "confidence"]
-_DETECTION = np.dtype([("file", "i4"), ("start_s", "f8"), ("end_s", "f8"), ("target", "i4"), ("confidence", "f4")])
+DETECTION = np.dtype([("file", "i4"), ("start_s", "f8"), ("end_s", "f8"), ("target", "i4"), ("confidence", "f4")])
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedFiles:
+    """What an ensemble says of some files."""
+
+    probs: np.ndarray
+    """[shape=(n, classes), dtype=float32]; zero where the file could not be judged."""
+    errors: list[str]
+    """Per file, why it could not be judged, or the empty string."""
+    detections: np.ndarray
+    """[shape=(m,), dtype=DETECTION], by file (its index among these) and start."""
 
 
 def hop_samples(members: Sequence[Member], options: PredictOptions) -> int:
@@ -40,20 +53,16 @@ def hop_samples(members: Sequence[Member], options: PredictOptions) -> int:
 
 
 def judge_windows(
-    judge: Judge, ensemble: Ensemble, paths: Sequence[str], options: PredictOptions
-) -> dict[str, np.ndarray]:
-    """Judge files of any length in constant memory, each as a whole and in windows.
+    judge: Judge, ensemble: Ensemble, paths: Sequence[str], hop: int, options: PredictOptions
+) -> JudgedFiles:
+    """Judge files of any length in constant memory, each as a whole (by its loudest window) and in windows.
 
     Parameters
     ----------
     paths : few enough to hold all their detections
-
-    Returns
-    -------
-    dict : ``probs`` (n, classes) of each file's loudest window, ``errors`` (n,), and ``windows``: the detections, by
-        file (its index in `paths`) and start
+    hop : of :func:`hop_samples`
     """
-    config, hop = shared_clip(judge.members), hop_samples(judge.members, options)
+    config = shared_clip(judge.members)
     errors = [""] * len(paths)
     spans: collections.deque[tuple] = collections.deque()  # of the items given to the judge: file, start, end, whole?
 
@@ -76,7 +85,7 @@ def judge_windows(
 
     probs = np.zeros((len(paths), len(judge.classes)), np.float32)
     found: list[tuple] = []
-    for judged in judge.judge(items(), options.batch_size):
+    for judged in judge.judge(batched(items(), options.batch_size)):
         for scores, error in zip(ensemble(judged.probs), judged.errors, strict=True):
             file, start, end, whole = spans.popleft()
             errors[file] = errors[file] or error
@@ -85,9 +94,9 @@ def judge_windows(
             best = int(scores.argmax())
             if end and not error and scores[best] >= options.window_confidence:
                 found.append((file, start, end, best, scores[best]))
-    detections = np.array([row for row in found if not errors[row[0]]], _DETECTION)
+    detections = np.array([row for row in found if not errors[row[0]]], DETECTION)
     probs[[bool(error) for error in errors]] = 0
-    return {"probs": probs, "errors": np.array(errors), "windows": suppressed(detections)}
+    return JudgedFiles(probs, errors, suppressed(detections))
 
 
 def suppressed(detections: np.ndarray) -> np.ndarray:

@@ -13,10 +13,10 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from infer.corpus import find_member_cache, labelled_recordings
+from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble
 from infer.evaluate.figures import ensemble_figures, out_of_fold_figures
-from infer.labelled import JudgedClips, held_out, judge_labelled, merged
+from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.members import Member
 from infer.options import ReportOptions
 from infer.scoring import coverage, reliability, suspects
@@ -26,22 +26,19 @@ from train.progress import read_run
 from train.world import World
 
 _SUSPECTS = 200  # clips in the list of suspected labels
-_MAX_EPOCHS = 1000  # points of a curve
 _COLUMNS = 5  # labels in a clip's table of probabilities
 _FIGURES = {"single": "single, mean", "hard": "hard", "soft": "soft"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Labelled clips, what was said of them, and the figures that follow."""
+    """Labelled clips from one source (the split test, out of fold, a folder), and how they were judged."""
 
     figures: dict[str, Any]
-    """Of :mod:`infer.labelled`."""
+    """Of `infer.evaluate.figures`."""
     clips: JudgedClips
     best: np.ndarray
     """The verdict: class scores [shape=(n, classes)]; its maximum is the confidence."""
-    members: list[list[str]]
-    """Per clip, the names of the members whose probabilities `clips` holds."""
 
     def describe(self) -> dict[str, Any]:
         """Everything but the single clips."""
@@ -70,10 +67,12 @@ class Source:
         """The wrongly judged clips, the most confident first."""
         judged, confidence = self.best.argmax(axis=1), self.best.max(axis=1)
         wrong = np.flatnonzero(judged != self.clips.targets)
-        log_mel = LogMel(config)
+        members, log_mel = np.array([row["member"] for row in self.figures["members"]]), LogMel(config)
+        judged_by = self.clips.judged_by
         for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:most].tolist():
             target, verdict = int(self.clips.targets[index]), int(judged[index])
-            said = self.clips.probs[:, :, index].mean(axis=1)  # (members, classes)
+            who = judged_by[:, index]
+            said = self.clips.probs[who, :, index].mean(axis=1)  # (members, classes)
             ranking = [verdict, target, *said.argmax(axis=1).tolist(), *np.argsort(-self.best[index]).tolist()]
             columns = list(dict.fromkeys(ranking))[:_COLUMNS]
             yield {
@@ -82,14 +81,12 @@ class Source:
                 "judged": verdict,
                 "confidence": round(float(confidence[index]), 4),
                 "columns": columns,
-                "members": list(zip(self.members[index], said[:, columns].round(4).tolist(), strict=True)),
+                "members": list(zip(members[who].tolist(), said[:, columns].round(4).tolist(), strict=True)),
                 **_media(self.clips.paths[index], log_mel),
             }
 
 
-def read_sources(
-    options: ReportOptions, members: list[Member], world: World, progress
-) -> tuple[list[Source], list[str]]:
+def judge_sources(options: ReportOptions, members: list[Member], world: World) -> tuple[list[Source], list[str]]:
     """Judge the recordings, divided over the ranks, and read what training left of the held-out clips.
 
     Returns
@@ -103,7 +100,7 @@ def read_sources(
     sources, errors = [], []
     if options.input or options.split != "oof":
         try:
-            sources.append(_recordings(options, members, world, progress))
+            sources.append(_recordings(options, members, world))
         except InputError as error:
             if options.input or options.split == "test":
                 raise
@@ -117,24 +114,16 @@ def read_sources(
     return sources, [str(error) for error in errors]
 
 
-def _recordings(options: ReportOptions, members: list[Member], world: World, progress) -> Source:
+def _recordings(options: ReportOptions, members: list[Member], world: World) -> Source:
     recordings = world.decide(lambda: labelled_recordings(members, options))
-    clips = judge_labelled(members, recordings, options, world, progress)
+    clips = judge_labelled(members, recordings, options, world)
     figures = ensemble_figures(members, clips, options.input or "the split test")
-    names = [[member.name for member in members]] * len(clips.names)
-    return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs), names)
+    return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs))
 
 
 def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:
-    cache = find_member_cache(members[0], options.cache_dir)
-    parts = [held_out(member, cache, options.audio_dir) for member in members]
-    held_out_by: dict[str, list[str]] = {}
-    for member, part in zip(members, parts, strict=True):
-        for name in part.names:
-            held_out_by.setdefault(name, []).append(member.name)
-    clips = merged(parts)
-    names = [[", ".join(held_out_by[name])] for name in clips.names]
-    return Source(out_of_fold_figures(members, parts, clips), clips, clips.probs[0, 0], names)
+    clips, mean = out_of_fold(members, options.cache_dir, options.audio_dir)
+    return Source(out_of_fold_figures(members, clips, mean), clips, mean)
 
 
 def read_curves(runs: list[str]) -> list[dict[str, Any]]:
@@ -142,12 +131,10 @@ def read_curves(runs: list[str]) -> list[dict[str, Any]]:
     curves = []
     for run in runs:
         for log in read_run(Path(run)):
-            entries = log.entries[:: 1 + len(log.entries) // _MAX_EPOCHS]
             keys = ("epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-            columns = {key: [_finite(entry[key]) for entry in entries] for key in keys}
-            curves.append(
-                {"name": f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}", **columns}
-            )
+            columns = {key: [_finite(entry[key]) for entry in log.entries] for key in keys}
+            name = f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}"
+            curves.append({"name": name, **columns})
     return curves
 
 
@@ -157,7 +144,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _media(path: str, log_mel: LogMel) -> dict[str, Any]:
-    """What the members heard and saw: 16-bit WAV, and the log-mel as one byte per value, from its low bands up."""
+    """What the members were given: 16-bit WAV, and the log-mel as one byte per value, from its low bands up."""
     config = log_mel.config
     try:
         samples = read_clip(path, config).samples
@@ -166,7 +153,7 @@ def _media(path: str, log_mel: LogMel) -> dict[str, Any]:
     wav = io.BytesIO()
     soundfile.write(wav, samples, config.sample_rate, subtype="PCM_16", format="WAV")
     image = torch.empty(config.n_mels, config.n_frames)
-    log_mel(samples[None], image[None])
+    log_mel([samples], [image])
     image = 255 * (image - image.min()) / (image.max() - image.min()).clamp_min(1e-6)
     return {
         "audio": base64.b64encode(wav.getvalue()).decode(),

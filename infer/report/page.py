@@ -1,20 +1,16 @@
 """One self-contained HTML file: the template and its data."""
 
 import json
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, printable
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, say
 from cache.files import write_atomic
 from infer.members import load_alike
 from infer.options import ReportOptions
 from infer.outputs import output_path
-from infer.report.data import read_curves, read_sources
+from infer.report.data import judge_sources, read_curves
 from train.world import World
 
 MAX_BYTES = 20_000_000  # of the file
@@ -28,16 +24,11 @@ def write_report(options: ReportOptions, world: World) -> int:
     InputError : nothing to judge, or no folder to write to
     """
     output = output_path(options.output, options)
-    console = Console(quiet=not world.is_main, highlight=False, markup=False, soft_wrap=True)
     members = load_alike(options, world)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("judging", total=None)
-        sources, notes = read_sources(
-            options, members, world, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    sources, notes = judge_sources(options, members, world)
     if not world.is_main:
         return EXIT_OK
-    data = {
+    data: dict[str, Any] = {
         "title": ", ".join(Path(run).name for run in options.run_folders),
         "classes": members[0].classes,
         "notes": notes,
@@ -47,18 +38,18 @@ def write_report(options: ReportOptions, world: World) -> int:
     embed([source.worst(options.worst, members[0].config) for source in sources], data, options.worst)
     write_atomic(output, fill_template(data).encode("ascii"))
     size = output.stat().st_size / 1e6
-    console.print(printable(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB"))
+    say(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB")
     for note in notes:
-        console.print(printable(f"not shown: {note}"))
+        say(f"not shown: {note}")
     embedded = [clip for described in data["sources"] for clip in described["worst"]]
     silent = [clip for clip in embedded if "error" in clip]
     if silent:
-        why = printable(f"{silent[0]['name']}: {silent[0]['error']}; name their --audio-dir")
-        print(f"{len(silent)} of {len(embedded)} clips have neither sound nor picture, such as {why}", file=sys.stderr)
+        why = f"{silent[0]['name']}: {silent[0]['error']}; name their --audio-dir"
+        say(f"{len(silent)} of {len(embedded)} clips have neither sound nor picture, such as {why}", error=True)
     for described in data["sources"]:
         if described["dropped"]:
             shown = f"{len(described['worst'])} of {len(described['worst']) + described['dropped']} clips"
-            console.print(f"{described['name']}: {shown} embedded, more would pass {MAX_BYTES / 1e6:.0f} MB")
+            say(f"{described['name']}: {shown} embedded, more would pass {MAX_BYTES / 1e6:.0f} MB")
     return EXIT_INCOMPLETE if any(source.clips.unreadable for source in sources) else EXIT_OK
 
 

@@ -171,8 +171,10 @@ def trim_silence(samples: np.ndarray) -> np.ndarray:
     """
     level = np.abs(samples)
     peak = level.max(initial=0)
-    loud = np.flatnonzero(level >= 0.02 * peak) if peak >= 1e-3 else []
-    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
+    if peak < 1e-3:
+        return samples[:0]
+    loud = np.flatnonzero(level >= 0.02 * peak)
+    return samples[loud[0] : loud[-1] + 1]
 
 
 def background_noises(rng: np.random.Generator, *, seconds: int = 20) -> dict[str, np.ndarray]:

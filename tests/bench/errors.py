@@ -35,14 +35,14 @@ def run(options: Options) -> int:
     import torch
 
     from infer.corpus import find_member_cache
-    from infer.labelled import held_out, merged
+    from infer.labelled import out_of_fold
     from infer.members import load_members
     from infer.scoring import suspects
 
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     cache = find_member_cache(members[0], options.cache_dir)
-    clips = merged([held_out(member, cache) for member in members])
-    names, paths, probs, targets = clips.names, clips.paths, clips.probs[0, 0], clips.targets
+    clips, probs = out_of_fold(members, options.cache_dir)
+    names, paths, targets = clips.names, clips.paths, clips.targets
     wrong, classes = probs.argmax(axis=1) != targets, members[0].classes
     found = np.zeros(len(names), bool)
     found[suspects(probs, targets)[0]] = True

@@ -16,7 +16,7 @@ from cache.cli import AT_LEAST_1, Flags, command, flag
 from cache.config import FeatureConfig
 from cache.memory import keep_freed_memory
 from infer.ensemble import soft_vote
-from infer.judge import Judge
+from infer.judge import Judge, batched
 from infer.members import Member
 from infer.views import first_views
 from tests.bench.common import RATE, Result, interleaved, median_ratio, print_table, write_json, write_recordings
@@ -89,7 +89,7 @@ def measure(options: Options, work: Path) -> list[Result]:
     dtype = amp_dtype("auto", device)
 
     def ours() -> None:
-        for judged in judge.judge(paths, options.batch_size):
+        for judged in judge.judge(batched(paths, options.batch_size)):
             soft_vote(judged.probs)
 
     def forward_only() -> None:

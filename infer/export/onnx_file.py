@@ -1,9 +1,7 @@
-"""The files that an ensemble is exported to: ONNX, its int8 variant, and torch.export; each written and run."""
+"""The ONNX file of an ensemble and its int8 variant: written and run."""
 
 import io
-import json
 import logging
-import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from cache.cli import InputError
+from infer.judge import batched
 
 _OPSET = 18
 _QUANTISED = ("Conv", "Gemm", "MatMul")  # of the networks; quantising every operator was no faster
@@ -19,28 +18,6 @@ _MOST_BYTES = 2**31 - 2**20  # a protobuf file ends at 2 GiB
 
 Runner = Callable[[np.ndarray], np.ndarray]
 """Clips (n, samples) in, probabilities (n, classes) out."""
-
-
-def write_torch(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
-    """Write a ``torch.export`` file, with the metadata as JSON in its extra file ``metadata.json``."""
-    program = torch.export.export(module, (torch.zeros(2, samples),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    file = io.BytesIO()  # torch's writer ends the process where a disk is full
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constants that share memory; the file is verified after this
-        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
-    path.write_bytes(file.getbuffer())
-
-
-def run_torch(path: Path) -> Runner:
-    """Load a file of :func:`write_torch`."""
-    with open(path, "rb") as file:
-        module = torch.export.load(file).module()
-
-    def run(clips: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return module(torch.from_numpy(clips)).numpy()
-
-    return run
 
 
 def write_onnx(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
@@ -55,9 +32,7 @@ def write_onnx(module: torch.nn.Module, samples: int, metadata: dict[str, str], 
     tensors = [*module.parameters(), *module.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > _MOST_BYTES:
-        raise InputError(
-            f"{path}: {size:,} bytes of weights; ONNX holds {_MOST_BYTES:,} in one file; use fewer --folds"
-        )
+        raise InputError(f"{size:,} bytes of weights; ONNX holds {_MOST_BYTES:,} in one file; use fewer --folds")
     with redirect_stdout(io.StringIO()):  # it reports its steps
         program = torch.onnx.export(
             module,
@@ -69,6 +44,7 @@ def write_onnx(module: torch.nn.Module, samples: int, metadata: dict[str, str], 
             dynamo=True,
             verbose=False,
         )
+    assert program is not None, "with dynamo=True there is one"
     model = program.model_proto
     for node in model.graph.node:  # the rest of what the exporter notes down would publish paths of this machine
         scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
@@ -93,12 +69,12 @@ def quantise_onnx(source: Path, target: Path, clips: np.ndarray) -> None:
     import onnx
     from onnxruntime import quantization
 
-    batches = iter(np.array_split(clips, -(-len(clips) // 8)))
+    batches = batched(clips, 8)
 
     class Clips(quantization.CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(batches, None)
-            return None if batch is None else {"waveform": batch}
+            return None if batch is None else {"waveform": np.stack(batch)}
 
     names = [node.name for node in onnx.load(source, load_external_data=False).graph.node]
     logging.disable(logging.WARNING)  # it recommends a preparation that the exporter has done

@@ -1,0 +1,107 @@
+"""Predicting: what all ranks say of all files, written as tables by rank 0."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
+from cache.tables import csv_table
+from infer.corpus import cached_test_split
+from infer.ensemble import Ensemble
+from infer.judge import Judge
+from infer.members import Member, load_alike
+from infer.options import PredictOptions
+from infer.outputs import output_path
+from infer.predict.windows import DETECTION, HEADER, JudgedFiles, detection_rows, hop_samples, judge_windows
+from infer.recordings import Recordings, list_recordings
+from infer.shares import judge_in_shares
+from train.world import World
+
+UNKNOWN = "unknown"  # label of what is judged with less than --min-confidence
+_LONG_FILES = 8  # in a group of files that may each last for hours
+
+
+def predict(options: PredictOptions, world: World) -> int:
+    """Judge all recordings, write the tables and say how it went; returns the exit status."""
+    started = time.monotonic()
+    members = load_alike(options, world)
+    recordings, ensemble = world.decide(
+        lambda: (_recordings(options, members), Ensemble(members, options.tta, options.ensemble))
+    )
+    hop = hop_samples(members, options) if options.windows else 0
+    check_outputs(options, members[0].classes)
+
+    def judge_groups(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
+        if options.windows:
+            return (judge_windows(judge, ensemble, group, hop, options) for group in groups)
+        return (JudgedFiles(ensemble(said.probs), said.errors, np.empty(0, DETECTION)) for said in judge.judge(groups))
+
+    group = _LONG_FILES if options.windows else options.batch_size
+    judged = judge_in_shares(members, recordings.paths, group, options.tta, world, judge_groups)
+    if not world.is_main:
+        return EXIT_OK
+    if not ensemble.calibrated:
+        remedy = "run infer.calibrate with the same --run, --folds and --tta"
+        say(f"confidence: too modest until you {remedy}", error=True)
+    bad, unknown = _write_tables(options, recordings, members[0].classes, judged)
+    files, seconds = len(recordings.paths), time.monotonic() - started
+    say(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
+    if options.windows:
+        say(f"{options.windows}: what was found, and when")
+    if options.min_confidence:
+        say(f"{unknown:,} are unknown: judged with a confidence below {options.min_confidence:g}")
+    if bad:
+        say(f"{bad:,} could not be read: see the column error", error=True)
+    return EXIT_INCOMPLETE if bad else EXIT_OK
+
+
+def check_outputs(options: PredictOptions, classes: list[str]) -> None:
+    """InputError where a table would replace another or what is read, or be ambiguous."""
+    if options.probabilities and "file" in classes:
+        raise InputError("--probabilities: its first column is called file, and so is a label; leave it out")
+    if options.min_confidence and UNKNOWN in classes:
+        raise InputError(f"--min-confidence writes the label {UNKNOWN}, which is a class here already; leave it out")
+    tables = [output_path(path, options) for path in (options.output, options.probabilities, options.windows) if path]
+    if len({os.path.realpath(path) for path in tables}) < len(tables):
+        raise InputError("--output, --probabilities and --windows name the same file; name several")
+
+
+def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
+    if options.input == "data/test" and not Path(options.input).exists():
+        say("data/test does not exist: judging the cache's test split")
+        return cached_test_split(members, options)
+    recordings = list_recordings(options.input)
+    if recordings.note:
+        say(recordings.note)
+    return recordings
+
+
+def _write_tables(
+    options: PredictOptions, recordings: Recordings, classes: list[str], judged: Iterable[JudgedFiles]
+) -> tuple[int, int]:
+    """Write the tables in input order; returns the numbers of unreadable files and of those judged as unknown."""
+    bad = unknown = first = 0
+    with contextlib.ExitStack() as stack:
+        table = stack.enter_context(csv_table(options.output, ["file", "label", "confidence", "error"]))
+        matrix = stack.enter_context(csv_table(options.probabilities, ["file", *classes]))
+        windows = stack.enter_context(csv_table(options.windows, HEADER))
+        for files in judged:
+            names = recordings.names[first : first + len(files.errors)]
+            first += len(names)
+            windows.writerows(detection_rows(files.detections, names, classes))
+            for name, probs, error in zip(names, files.probs, files.errors, strict=True):
+                if error:
+                    bad += 1
+                    table.writerow([name, "", "", error])
+                    matrix.writerow([name] + [""] * len(classes))
+                    continue
+                best = int(probs.argmax())
+                sure = probs[best] >= options.min_confidence
+                unknown += not sure
+                table.writerow([name, classes[best] if sure else UNKNOWN, f"{probs[best]:.4f}", ""])
+                matrix.writerow([name, *(f"{value:.6f}" for value in probs.tolist())])
+    return bad, unknown
