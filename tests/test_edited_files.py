@@ -253,7 +253,7 @@ def test_empty_and_foreign_files(run: Path, capsys: pytest.CaptureFixture, name:
 
     (run / f"fold0/{name}").write_bytes(content)
     again = TRAINING.split()
-    for main, flags in ((evaluate, ["--run", RUN]), (audit, ["--run", RUN]), (train, again)):
+    for main, flags in ((evaluate, ["--run", RUN, "--device", "cpu"]), (audit, ["--run", RUN]), (train, again)):
         capsys.readouterr()
         status = main(flags)
         error = capsys.readouterr().err

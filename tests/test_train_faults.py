@@ -170,7 +170,7 @@ def test_full_disk(tiny: Path, tmp_path: Path) -> None:
                 file.write(bytes(1 << 16))
         ranks.kill(0, number=signal.SIGCONT)
         assert 2 in ranks.wait(), ranks.output
-        expected = "cannot write (No space left on device); free some space, and the same command continues"
+        expected = ": No space left on device; free some space, and type the same command again"
         assert expected in only_error(ranks.output)
         ballast.unlink()
         statuses, output = run(*where, *small, count=2, log=tmp_path / "log")

@@ -138,12 +138,12 @@ def test_damaged_checkpoint(damage: str, flags: tuple[str, ...], fold: Path, tmp
 
 
 def test_read_only_run_folder(tiny: Path, tmp_path: Path) -> None:
-    """A folder that cannot be written is named, with the flag that chooses another."""
+    """A folder that cannot be written is named, with the remedy."""
     with mounted(tmp_path / "runs", "1m"):
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "runs")], check=True)
         (status,), output = run("--cache-dir", tiny, "--runs-dir", tmp_path / "runs", log=tmp_path / "log")
     assert status == 2
-    assert "cannot write (Read-only file system); choose another --runs-dir" in only_error(output)
+    assert ": Read-only file system; name another place" in only_error(output)
 
 
 def test_hosts_that_do_not_share_the_run_folder(flags: tuple[str, ...], tmp_path: Path) -> None:

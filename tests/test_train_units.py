@@ -348,7 +348,7 @@ def test_flat_buffers_are_the_models() -> None:
 
 
 def _waits_for_a_signal() -> None:
-    stop = StopSignal(World(0, 0, 1, CPU))
+    stop = StopSignal()
     print("ready", flush=True)
     while not stop.number:
         time.sleep(0.01)

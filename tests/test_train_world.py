@@ -2,9 +2,7 @@
 
 import datetime
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,16 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT
-from train_helpers import TINY, free_port
+from train_helpers import TINY
 
-import train.stopping
 import train.world
 from cache import cores
 from cache.cli import InputError
-from tests.forked import GUARD_SECONDS, server
 from train.data import Batches
 from train.run import main
-from train.stopping import StopSignal
 from train.world import World, is_out_of_memory, run_in_world
 
 NCCL_REMOTE = (
@@ -129,64 +124,11 @@ def test_out_of_memory_beside_a_resident_fold(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_handshake_has_a_deadline() -> None:
-    """A rank that finds an earlier attempt's corner in the store, and no rank 0 that answers, gives up in time."""
+    """A rank that finds an earlier attempt's prefix in the store, and no rank 0 that answers, gives up in time."""
     store = dist.HashStore()
     store.set("melshard", "of an earlier attempt")
     with pytest.raises(InputError, match=r"rank 0 gave no sign within 1 s; is it running\?"):
         train.world._fresh_store(store, 1, 2, datetime.timedelta(seconds=1))
-
-
-def _rank_at_work(rank: int, port: int, work: str, ready: multiprocessing.SimpleQueue) -> None:
-    """Body of one of two ranks that are asked to stop: each has work that takes longer than the grace period."""
-    train.stopping._GRACE_SECONDS, train.stopping._BEAT_SECONDS = 3, 0.1
-    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in world.items()})
-
-    def body(world: World) -> int:
-        stop = StopSignal(world)
-        world.barrier()
-        ready.put(rank)
-        if work == "stuck":  # as in a collective of NCCL whose peer is dead
-            while True:
-                time.sleep(1)
-        while not stop.number:
-            time.sleep(0.01)
-        if rank == 0:
-            time.sleep(7)  # a validation, or a save to a slow disk
-        world.barrier()
-        return 128 + stop.number
-
-    sys.exit(run_in_world("cpu", body))
-
-
-def _ranks(work: str) -> list:
-    fork = server()
-    ready, port = fork.SimpleQueue(), free_port()
-    ranks = [fork.Process(target=_rank_at_work, args=(rank, port, work, ready)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    assert {ready.get(), ready.get()} == {0, 1}
-    return ranks
-
-
-def test_long_work_survives_a_stop() -> None:
-    """SIGTERM during a validation or save that outlasts the grace period: both ranks finish it, then end."""
-    ranks = _ranks("long")
-    for process in ranks:
-        os.kill(process.pid, signal.SIGTERM)
-    for process in ranks:
-        process.join(GUARD_SECONDS)
-    assert [process.exitcode for process in ranks] == [143, 143]
-
-
-def test_rank_that_waits_for_a_dead_one_ends() -> None:
-    """SIGTERM to a rank whose peer was killed: it ends after the grace period, wherever it is stuck."""
-    ranks = _ranks("stuck")
-    os.kill(ranks[1].pid, signal.SIGKILL)
-    os.kill(ranks[0].pid, signal.SIGTERM)
-    for process in ranks:
-        process.join(GUARD_SECONDS)
-    assert [process.exitcode for process in ranks] == [143, -signal.SIGKILL]
 
 
 def test_clips_per_second_counts_what_the_device_still_does(

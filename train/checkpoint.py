@@ -126,7 +126,7 @@ def taking_over(path: Path) -> Iterator[None]:
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write an ``.npz`` atomically."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes any name for allow_pickle
 
 
 def load_arrays(path: Path, remedy: str = AGAIN) -> dict[str, np.ndarray]:

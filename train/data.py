@@ -2,9 +2,9 @@
 
 import functools
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -89,40 +89,23 @@ class Batches:
     def steps(self, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (features (batch, 1, n_mels, n_frames) float16, clips (batch,) int64) of steps first … last − 1.
 
-        A batch's memory is used again `_AHEAD` steps later.
+        A batch's memory is used again once the next batch is asked for.
         """
-        ready: queue.Queue = queue.Queue(maxsize=_AHEAD - 1)
-        stop = threading.Event()
-
-        def fetch() -> None:
-            """Put the batch of each step, or the error that ended the fetching, where the loop takes it."""
-            try:
-                fetcher = self._fetcher()
-                for step in range(first, last):
-                    if stop.is_set():
-                        return
-                    if self._reads_ahead and step + _AHEAD < last:
-                        self._cache.prefetch(*self._select(step + _AHEAD))
-                    _put(ready, fetcher(step), stop)
-            except BaseException as error:
-                _put(ready, error, stop)
-
-        thread = threading.Thread(target=fetch, name="batches", daemon=True)
-        thread.start()
+        thread = ThreadPoolExecutor(1, "batches")
         try:
-            for _ in range(first, last):
-                batch = ready.get()
-                if isinstance(batch, BaseException):
-                    raise batch
-                features, clips, copied = batch
+            fetch = thread.submit(self._fetcher).result()  # in the thread: CUDA's current device is a thread's own
+            ready: deque[Future] = deque()
+            for step in range(first, last):
+                while step + len(ready) < min(step + _AHEAD + 1, last):
+                    ready.append(thread.submit(fetch, step + len(ready)))
+                features, clips, copied = ready.popleft().result()
                 if copied is not None:
                     torch.cuda.current_stream().wait_event(copied)
                     features.record_stream(torch.cuda.current_stream())
                     clips.record_stream(torch.cuda.current_stream())
                 yield features[:, None], clips
         finally:
-            stop.set()
-            thread.join()
+            thread.shutdown(cancel_futures=True)
 
     def _select(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         clips, views = clips_of_step(self._training, self._cache.config.num_views, self._batch_size, self._seed, step)
@@ -147,8 +130,10 @@ class Batches:
             """Features (local batch, n_mels, n_frames) float16 and clips of a step, and the event to wait for."""
             slot = step % len(buffers)
             host, chosen = buffers[slot]
-            if copied[slot] is not None:
-                copied[slot].synchronize()  # in this thread only: the buffer's last copy has left it
+            if before := copied[slot]:
+                before.synchronize()  # in this thread only: the buffer's last copy has left it
+            if self._reads_ahead:
+                self._cache.prefetch(*self._select(step + _AHEAD))
             clips, views = self._select(step)
             chosen.numpy()[:] = clips
             if self._resident is None:
@@ -171,15 +156,6 @@ class Batches:
 
 def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _put(ready: queue.Queue, item: object, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return
-        except queue.Full:
-            continue
 
 
 def held_out_batches(world: World, cache: Cache, clips: np.ndarray, batch_size: int):

@@ -1,15 +1,11 @@
 """What training shows: a header, a live line for the epoch under way, and one line for each finished epoch."""
 
-import time
-
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cache.cli import printable
 from cache.index import TRAIN
-
-_EVERY_SECONDS = 0.5
 
 
 class Display:
@@ -27,8 +23,6 @@ class Display:
             disable=not is_main or not self._console.is_terminal,
         )
         self._task = self.progress.add_task("", numbers="")
-        self._shown = self._started = time.monotonic()
-        self._first_step = 0
 
     def line(self, text: str) -> None:
         """Print a line above the live one."""
@@ -49,16 +43,13 @@ class Display:
             f"mixup {trainer.options.mixup:.2g} -> {record.folder}"
         )
         self.progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
-        self._first_step, self._started = trainer.step, time.monotonic()
 
     def step(self, trainer) -> None:
-        """Advance the live line, at most twice a second."""
-        now = time.monotonic()
-        if self.progress.disable or now - self._shown < _EVERY_SECONDS:
+        """Advance the live line."""
+        if self.progress.disable:
             return
-        self._shown = now
         losses, correct, clips, *_ = trainer.peek()
-        rate = (trainer.step - self._first_step) * trainer.options.batch_size / (now - self._started)
+        rate = (self.progress.tasks[0].speed or 0) * trainer.options.batch_size
         numbers = f"lr {trainer.learning_rate(trainer.step):.1e}  {rate:,.0f} clips/s"
         if clips:
             numbers = f"loss {losses / clips:.4f}  accuracy {correct / clips:.4f}  " + numbers

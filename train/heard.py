@@ -1,6 +1,5 @@
 """What a model was trained on, by content: kept in its checkpoint, so that nobody judges it by the same recordings."""
 
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def heard_contents(
     kept = (cache.clips["split"] == TEST) | calibration_clips(cache, share)
     kept[training] = False  # the fold "none" trains on what others hold back
     own = np.setdiff1d(contents[training], contents[kept])
-    return torch.from_numpy(functools.reduce(np.union1d, before, own))
+    return torch.from_numpy(np.unique(np.concatenate([own, *map(np.asarray, before)])))
 
 
 def as_contents(digests: Iterable[str]) -> np.ndarray:

@@ -25,7 +25,7 @@ def _train(options: TrainOptions, world: World) -> int:
         raise InputError(f"{folder}: ranks see different clip tables; was it rebuilt meanwhile? Start again")
     options = dataclasses.replace(options, n_mels=cache.config.n_mels, width=cache.config.n_frames)  # of --cache
     folds = range(cache.index["split"]["folds"]) if options.fold == "all" else [options.fold]
-    stop = StopSignal(world)
+    stop = StopSignal()
     for fold in folds:
         if status := train_fold(options, world, cache, str(fold), stop):
             return status

@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import textwrap
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def start_classifier(model: torch.nn.Module, *, at_zero: bool) -> None:
                 torch.nn.init.zeros_(parameter)
 
 
-def _classifiers(model: torch.nn.Module) -> tuple[str, ...]:
+def _classifiers(model: Any) -> tuple[str, ...]:
     """Names of a timm model's last layers: one, or two where it was made for distillation."""
     names = model.pretrained_cfg.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
@@ -108,7 +109,7 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
         state = timm.models.load_state_dict(path, weights_only=True)
     except Exception as error:
         raise InputError(f"--weights {path}: not a readable weights file ({_first_line(error)})") from error
-    model = timm.create_model(name, **settings)
+    model: Any = timm.create_model(name, **settings)
     classifiers = _classifiers(model)
     needed = [key for key, _ in model.named_parameters() if not key.startswith(classifiers)]
     missing = [key for key in needed if key not in state]
@@ -117,8 +118,8 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
             f"--weights {path}: not weights of {name}: {len(missing)} of {len(needed)} tensors are missing, "
             f"such as {missing[0]}; expected timm's names"
         )
-    overlay = {"state_dict": {key: value for key, value in state.items() if not key.startswith(classifiers)}}
-    overlay["num_classes"] = -1  # so that timm takes this model's classifier, whatever the file's size
+    kept = {key: value for key, value in state.items() if not key.startswith(classifiers)}
+    overlay: dict[str, Any] = {"state_dict": kept, "num_classes": -1}  # -1: the classifier stays this model's own
     first = state.get(f"{model.pretrained_cfg.get('first_conv')}.weight")
     if first is not None and first.ndim == 4:
         overlay["input_size"] = (first.shape[1], *settings.get("img_size", (224, 224)))

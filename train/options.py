@@ -91,4 +91,4 @@ def options_from(flags: dict[str, Any]) -> TrainOptions:
     name = flags.get("recipe")
     if name is not None and name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
-    return TrainOptions(**{**RECIPES.get(name, {}), **flags})
+    return TrainOptions(**{**({} if name is None else RECIPES[name]), **flags})

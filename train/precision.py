@@ -57,7 +57,7 @@ def training_dtype(
 
 
 def _cpu_dtype(model: torch.nn.Module) -> torch.dtype | None:
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in early releases of torch
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in early releases of torch
     convolutions = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
     depthwise = any(conv.groups == conv.in_channels > 1 for conv in convolutions)
     return torch.bfloat16 if not depthwise and (able.get("avx512_bf16") or able.get("amx_bf16")) else None
@@ -95,12 +95,14 @@ def find_wrong_layer(model: torch.nn.Module, size: tuple[int, int], memory_forma
     return None
 
 
-def _is_right(layer: torch.nn.Module, like: torch.Tensor) -> bool:
+def _is_right(layer: _ConvNd | torch.nn.Linear, like: torch.Tensor) -> bool:
     exact, rounded = (_output_and_gradients(layer, like, dtype) for dtype in (None, torch.bfloat16))
     return all((a - b).norm() <= _TOLERANCE * a.norm() for a, b in zip(exact, rounded, strict=True))
 
 
-def _output_and_gradients(layer: torch.nn.Module, like: torch.Tensor, dtype: torch.dtype | None) -> list[torch.Tensor]:
+def _output_and_gradients(
+    layer: _ConvNd | torch.nn.Linear, like: torch.Tensor, dtype: torch.dtype | None
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.empty_like(like, dtype=torch.float32).normal_(generator=generator).requires_grad_()
     with autocast(x.device, dtype):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.cli import FULL, InputError
+from cache.cli import InputError
 from cache.files import exclusive_lock, remove_leftovers, write_atomic
 from cache.index import Cache
 from train.calibration import FEW_ERRORS, fit_temperature
@@ -32,11 +31,12 @@ def run_folder(options: TrainOptions, fold: str) -> Path:
 
 @contextlib.contextmanager
 def opened_for_writing(folder: Path) -> Iterator[None]:
-    """Hold a run folder; says what to do where it cannot be written.
+    """Hold a run folder; an error of the system that names no file names the folder.
 
     Raises
     ------
-    InputError : another run is at work in it, the disk is full, or no permission
+    InputError : another run is at work in it
+    OSError : the disk is full, or no permission
     """
     busy = f"{folder}: another run is at work here; wait for it, or choose another --name"
     try:
@@ -45,16 +45,8 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
             remove_leftovers(folder)
             yield
     except OSError as error:
-        where = Path(error.filename or folder)
-        if not (where.is_relative_to(folder) or folder.is_relative_to(where)):
-            raise  # of the cache, say
-        if error.errno in FULL:
-            remedy = "free some space, and the same command continues from the last checkpoint"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            remedy = "choose another --runs-dir"
-        else:
-            raise
-        raise InputError(f"{where}: cannot write ({error.strerror}); {remedy}") from error
+        error.filename = error.filename or str(folder)
+        raise
 
 
 class Record:
@@ -90,14 +82,11 @@ class Record:
         except InputError as error:
             kept = f"; the best epoch's weights are in {best}" if best.exists() else ""
             raise InputError(f"{error}; move {self.folder} away to start this fold again{kept}") from None
-        config, split = self.cache.config.digest, self.cache.index["split"]["digest"]
-        for what, key, expected in (
-            ("feature configuration", "feature_digest", config),
-            ("split", "split_digest", split),
-        ):
-            if saved[key] != expected:
+        expected = self._identity()
+        for what, key in (("feature configuration", "feature_digest"), ("split", "split_digest")):
+            if saved[key] != expected[key]:
                 raise InputError(
-                    f"{path}: was trained on another {what} ({saved[key][:12]}, the cache's is {expected[:12]}); "
+                    f"{path}: was trained on another {what} ({saved[key][:12]}, the cache's is {expected[key][:12]}); "
                     "choose another --name, or the cache with --cache"
                 )
         trained = {"compress_gradients": False, **saved["options"]}  # a flag that earlier versions had not

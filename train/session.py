@@ -20,8 +20,8 @@ from train.folds import select_fold
 from train.heard import heard_contents, own_checkpoint
 from train.options import TrainOptions
 from train.record import Record, opened_for_writing
-from train.stopping import StopSignal
-from train.world import ABORT, CONTINUE, SAVE, STOP, Agreement, World
+from train.stopping import ABORT, CONTINUE, SAVE, STOP, Agreement, StopSignal
+from train.world import World
 
 
 def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str, stop: StopSignal) -> int:
@@ -146,7 +146,7 @@ class _Session:
         trainer.sums.zero_()
         self.display.validating()
         judged = trainer.validate()
-        if world.is_main:
+        if judged is not None:
             entry = self._entry(sums, judged, seconds)
             better = self.record.keep_if_better(entry, judged, trainer)
             self.record.log(entry)
@@ -184,5 +184,5 @@ class _Session:
         state = self.trainer.state()
         if self.world.is_main:
             self.record.save_last(state, self.trainer.epoch)
-        self.world.barrier()  # none ends, and so seems dead, while rank 0 still writes
+        self.world.barrier()  # torchrun would stop rank 0 while it writes if another rank ended first
         self._saved_at = time.monotonic()

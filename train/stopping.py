@@ -1,37 +1,22 @@
-"""Asked to stop: ranks finish what they do, unless a peer is dead."""
+"""How ranks stop together: a signal is remembered until the end of the step, and all ranks act on it alike."""
 
-import atexit
-import os
-import select
 import signal
-import threading
-import time
+
+import torch
+import torch.distributed as dist
 
 from train.world import World
 
-_GRACE_SECONDS = 20  # of silence, after which a rank is taken for dead; torchrun kills 30 s after asking to stop
-_BEAT_SECONDS = 2  # between the signs of life that a rank gives
+CONTINUE, SAVE, STOP, ABORT = range(4)  # what a rank may want after a step; the ranks follow the highest
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT until the end of the step; a second one takes its usual effect.
+    """Remembers SIGTERM or SIGINT until the end of the step; a second one takes its usual effect."""
 
-    With several ranks a rank may be stuck in a collective when the signal comes, because a peer is dead. So each rank
-    gives signs of life, and ends itself where it was asked to stop and a peer has been silent for a grace period. A
-    validation or a save may take as long as it likes.
-    """
-
-    def __init__(self, world: World) -> None:
+    def __init__(self) -> None:
         self.number = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
-        if world.world_size > 1:
-            reader, writer = os.pipe()
-            os.set_blocking(writer, False)
-            signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-            watch = threading.Thread(target=_watch, args=(world, reader), daemon=True)
-            watch.start()
-            atexit.register(_end_watch, watch, writer)
 
     def _remember(self, number: int, frame: object) -> None:
         self.number = number
@@ -39,36 +24,27 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _watch(world: World, reader: int) -> None:
-    """Body of the thread that gives signs of life, and ends this process after a signal where a peer gives none."""
-    asked: int | None = None
-    heard: dict[int, tuple[int | None, float]] = {}  # by rank: its last count of beats, and when it came
-    while True:
-        if select.select([reader], [], [], _BEAT_SECONDS)[0]:
-            received = os.read(reader, 1)
-            if not received:
-                return
-            asked = received[0] if received[0] in (signal.SIGTERM, signal.SIGINT) else asked
-        _beat(world, world.rank, 1)
-        for peer in range(world.world_size if asked else 0):
-            count, now = _beat(world, peer, 0), time.monotonic()
-            before, since = heard.setdefault(peer, (count, now))
-            if count != before:
-                heard[peer] = (count, now)
-            elif now - since > _GRACE_SECONDS:
-                os._exit(128 + asked)
+class Agreement:
+    """An all-reduce (maximum) of one small number per step. Its result comes one step late, so no step waits for it."""
 
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._value = torch.zeros(1, dtype=torch.int64)
+        self._work: dist.Work | None = None
 
-def _end_watch(watch: threading.Thread, writer: int) -> None:
-    """End the thread before the interpreter does: within a call of the store that would be a crash."""
-    signal.set_wakeup_fd(-1)
-    os.close(writer)
-    watch.join(_BEAT_SECONDS)
+    def exchange(self, value: int) -> int:
+        """Give this step's value; return the maximum over all ranks of the step before."""
+        if self._world.world_size == 1:
+            return value
+        agreed = self.finish()
+        self._value = torch.tensor([value])
+        self._work = dist.all_reduce(self._value, op=dist.ReduceOp.MAX, async_op=True)
+        return agreed
 
-
-def _beat(world: World, rank: int, more: int) -> int | None:
-    """Add to a rank's count of beats and read it; None where the store is gone, and with it whoever held it."""
-    try:
-        return world.store.add(f"alive/{rank}", more)
-    except RuntimeError:
-        return None
+    def finish(self) -> int:
+        """Wait for the exchange that is under way; returns its maximum."""
+        work, self._work = self._work, None
+        if work is None:
+            return CONTINUE
+        work.wait()
+        return int(self._value)

@@ -1,4 +1,4 @@
-"""The ranks of a run: who I am, on which device, and how ranks agree, fail and stop together."""
+"""The ranks of a run: who I am, on which device, what ranks tell each other, and how an error of one is shown."""
 
 import contextlib
 import ctypes
@@ -27,7 +27,6 @@ _NO_MEMORY = re.compile(
 )
 # what gloo, whose errors are plain RuntimeErrors, and NCCL say where a peer is gone
 _PEER_GONE = re.compile("(?is)gloo.*(connection|peer|pipe|timed? ?out)|ncclRemoteError|remote process exited")
-CONTINUE, SAVE, STOP, ABORT = range(4)  # what ranks agree on after a step
 
 
 @dataclasses.dataclass
@@ -97,36 +96,10 @@ class World:
             return False  # the store is gone, and with it the rank that failed first
 
 
-class Agreement:
-    """An all-reduce (maximum) of one small number per step, one step late, so that it costs no waiting."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._value = torch.zeros(1, dtype=torch.int64)
-        self._work: dist.Work | None = None
-
-    def exchange(self, value: int) -> int:
-        """Give this step's value; return the maximum over all ranks of the step before."""
-        if self._world.world_size == 1:
-            return value
-        agreed = self.finish()
-        self._value = torch.tensor([value])
-        self._work = dist.all_reduce(self._value, op=dist.ReduceOp.MAX, async_op=True)
-        return agreed
-
-    def finish(self) -> int:
-        """Wait for the exchange that is under way; returns its maximum."""
-        work, self._work = self._work, None
-        if work is None:
-            return CONTINUE
-        work.wait()
-        return int(self._value)
-
-
 def run_in_world(
     device: str, body: Callable[[World], int], *, timeout: datetime.timedelta = datetime.timedelta(minutes=30)
 ) -> int:
-    """Run `body` on this rank; show the first error of all ranks once, with its rank.
+    """Run `body` on this rank. Of all ranks the first error is shown, once, with its rank.
 
     Parameters
     ----------
@@ -173,12 +146,17 @@ def _reason(error: Exception) -> str:
 
 
 def _show(world: World, message: str, *, status: int = EXIT_ERROR, cause: bool = True) -> int:
-    """Print a rank's error where it is the run's first, and hand it to torchrun for its summary; returns `status`."""
-    where = f"rank {world.rank}: " if world.world_size > 1 and not world.is_main else ""
-    if first := world.first_to_fail():
+    """Print an error if it is the first of all ranks, and hand it to torchrun for its summary; returns `status`.
+
+    Torchrun's summary takes the earliest failure, in whole seconds, for the cause; a killed rank counts from its end.
+    So the first error is dated a second back, and what follows from another failure a minute ahead. (Torch's own
+    `record` dates them all alike.)
+    """
+    first = world.first_to_fail()
+    if first:
+        where = f"rank {world.rank}: " if world.rank else ""
         print(f"error: {where}{message}", file=sys.stderr, flush=True)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        # torchrun blames the earliest failure in whole seconds; a killed rank leaves no file, and counts from its end
         when = int(time.time()) + (-1 if first and cause else 60)
         content = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(when)}}
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
@@ -197,20 +175,25 @@ def _process_group(world: World, device: str, timeout: datetime.timedelta) -> It
     if not launched:
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-    bound = {"device_id": world.device} if world.device.type == "cuda" else {}
+    cuda = world.device.type == "cuda"
     dist.init_process_group(
-        backend, store=world.store, rank=world.rank, world_size=world.world_size, timeout=timeout, **bound
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=world.store,
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=timeout,
+        device_id=world.device if cuda else None,
     )
     yield
     dist.destroy_process_group()
 
 
 def _fresh_store(store: dist.Store, rank: int, world_size: int, timeout: datetime.timedelta) -> dist.Store:
-    """A corner of the store that no earlier attempt has written to.
+    """The store under a prefix that no earlier attempt has used.
 
-    Restarted workers find in torchrun's store what the attempt before left there (torch 2.15), and one that is ahead of
-    rank 0 would read its old address. So rank 0 names a new corner, and the others take it once it answers them.
+    Workers that torchrun restarts find what the attempt before left in its store (torch 2.15). A worker that is ahead
+    of rank 0 would read rank 0's old address there. So rank 0 publishes a new prefix and answers each of the others
+    under it; the others take a prefix only when rank 0 has answered.
     """
     me = uuid.uuid4().hex
     if rank == 0:
@@ -220,11 +203,11 @@ def _fresh_store(store: dist.Store, rank: int, world_size: int, timeout: datetim
         return dist.PrefixStore(me, store)
     deadline = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < deadline:
-        corner = store.get("melshard").decode()
-        store.set(f"{corner}/{rank}", me)
+        prefix = store.get("melshard").decode()
+        store.set(f"{prefix}/{rank}", me)
         for _ in range(20):
-            if store.check([f"{corner}/{me}"]):
-                return dist.PrefixStore(corner, store)
+            if store.check([f"{prefix}/{me}"]):
+                return dist.PrefixStore(prefix, store)
             time.sleep(0.05)
     raise InputError(
         f"rank 0 gave no sign within {timeout.total_seconds():.0f} s; is it running? Start all ranks again"
@@ -238,7 +221,8 @@ def _choose_device(world: World, device: str) -> torch.device:
         if device == "cuda":
             raise InputError("--device cuda, but this machine has no usable CUDA device; use --device cpu")
         if world.is_main:
-            print("no CUDA device: using the CPU" + (" over gloo" if world.world_size > 1 else ""), flush=True)
+            over = " over gloo" if world.world_size > 1 else ""
+            print(f"no CUDA device: using the CPU{over}", file=sys.stderr, flush=True)
         return torch.device("cpu")
     ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if ranks > gpus:
