@@ -310,7 +310,7 @@ def test_bad_flags_are_one_clear_line(trained, monkeypatch, capsys, flags: tuple
     from infer.predict.__main__ import main
 
     monkeypatch.chdir(trained)
-    assert main(flags) == 2
+    assert main([*flags, "--device", "cpu"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ")
     assert expected in error

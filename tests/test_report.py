@@ -221,7 +221,7 @@ def test_wrong_flags_are_one_clear_line(
     trained: Path, flags: list[str], expected: str, capsys: pytest.CaptureFixture
 ) -> None:
     """What cannot be had ends with status 2 and one line that says so."""
-    assert main([*where(trained), *flags]) == 2
+    assert main([*where(trained), *flags, "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert expected in error
     assert error.count("\n") == 1
