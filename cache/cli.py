@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -121,7 +122,8 @@ def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
     """Run a command; an expected error becomes one line on stderr and exit status 2.
 
     Expected are :class:`InputError` and ``OSError`` (missing file, full disk, no permission). Anything else is a
-    bug and keeps its traceback. Ctrl-C ends with status 130. What the console has no characters for is escaped.
+    bug and keeps its traceback. Ctrl-C ends with status 130, and a reader that closes the pipe with 141, as in a shell.
+    What the console has no characters for is escaped.
     """
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - Python has none where it was closed
     for stream in (sys.stdout, sys.stderr):
@@ -132,12 +134,14 @@ def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
         sys.stdout.flush()
         return status
     except (InputError, OSError) as error:
-        print(f"{prefix}: {describe_error(error)}", file=sys.stderr)
+        closed = isinstance(error, BrokenPipeError) and not error.filename
+        if not closed:
+            print(f"{prefix}: {describe_error(error)}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:  # or Python would complain of it again when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
+        return 128 + signal.SIGPIPE if closed else EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -161,6 +165,7 @@ def command(
     """
 
     def entry(body: Callable[[Any], int]) -> Callable[..., int]:
+        """Make `body` a ``main(argv)``."""
         module = sys.modules[body.__module__]
         name = module.__spec__.name.removesuffix(".__main__") if module.__spec__ else body.__module__
 

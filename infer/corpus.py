@@ -14,7 +14,7 @@ from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
 from pipeline.decode import content_digest, read_file
 from train.folds import calibration_clips
-from train.heard import as_contents
+from train.trained_on import as_contents
 
 
 def labelled_recordings(members: list[Member], options: LabelledOptions | CalibrateOptions) -> Recordings:
@@ -39,7 +39,7 @@ def labelled_recordings(members: list[Member], options: LabelledOptions | Calibr
 def check_not_trained_on(recordings: Recordings, members: list[Member], source: str) -> None:
     """Refuse recordings that a member was trained on, whatever their names and wherever they lie.
 
-    Compared are the contents of files: see `train.heard`.
+    Compared are the contents of files: see `train.trained_on`.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
 
 
 def _contents(paths: list[str]) -> np.ndarray:
-    """The content of each file as of `train.heard` [shape=(n,), dtype=int64]; zero where it cannot be read."""
+    """The content of each file as of `train.trained_on` [shape=(n,), dtype=int64]; zero where it cannot be read."""
 
     def digest(path: str) -> str:
         try:

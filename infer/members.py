@@ -44,7 +44,7 @@ class Member:
     digest: str = ""
     """SHA-256 of the checkpoint."""
     trained_on: np.ndarray | None = None
-    """Contents of the clips that it was trained on, as of `train.heard`; None where the checkpoint does not say."""
+    """Contents of these clips, see `train.trained_on`; None where the checkpoint does not say."""
     epoch: int = 0
     """Whose weights these are: the best so far."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)

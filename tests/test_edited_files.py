@@ -31,9 +31,9 @@ from tests.words_run import RUN, TRAINING
 from train.checkpoint import load_arrays, load_checkpoint, save_arrays, save_checkpoint, taking_over
 from train.engine import Trainer
 from train.folds import select_fold
-from train.heard import heard_contents
 from train.options import TrainOptions
 from train.record import Record
+from train.trained_on import contents_trained_on
 from train.world import World
 
 ODD = (None, "text", -1, 1.5, math.nan, 10**30, True, [], {}, [[]], ["\0"], "\ud800\x1b[31m")
@@ -140,7 +140,7 @@ def test_any_sidecar(here: Path, run: Path) -> None:
         write_sealed(path, other)
         if 0 not in read_provenance(folder, cache.config).shards and where[-1] == "missing":
             missing.add(where[0])
-        heard_contents(cache, np.arange(3), 0, [])
+        contents_trained_on(cache, np.arange(3), 0, [])
     assert missing == sidecar.keys() - {"sources"}
     write_sealed(path, {**sidecar, "rows": 3})
     flags = "--n-mels 32 --n-fft 1024 --num-views 2 --folds 2 --jobs 1".split()

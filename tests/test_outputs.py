@@ -179,6 +179,16 @@ def test_full_output_is_named() -> None:
     )
 
 
+def test_a_closed_pipe_ends_in_silence() -> None:
+    """As in ``python -m train.recipes | head -1``: no message, and the status that a shell gives."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        command = [sys.executable, "-m", "train.recipes"]
+        done = subprocess.run(command, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
     """The next result of that name removes it, but not what another process is writing."""
     path = tmp_path / "[table].csv"

@@ -20,8 +20,8 @@ from tests.conftest import RATE, only_cache, synthesise
 from tests.words_run import RUN, rebuild
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.folds import calibration_clips, select_fold
-from train.heard import heard_contents
 from train.run import main as train
+from train.trained_on import contents_trained_on
 
 JUDGE = ["--run", RUN, "--device", "cpu", "--tta", "1"]
 TRAIN = "--model test_resnet --n-mels 32 --batch-size 12 --device cpu --epochs 1".split()
@@ -85,14 +85,14 @@ def test_what_weights_have_heard_before_counts(project: Path) -> None:
     """A run knows the clips that it was resumed and begun with; a copy that a test clip shares does not count."""
     cache = Cache(find_cache("data/cache", 32, 32))
     training = [select_fold(cache, fold).training for fold in "01"]
-    first, second = (set(heard_contents(cache, clips, 0, []).tolist()) for clips in training)
+    first, second = (set(contents_trained_on(cache, clips, 0, []).tolist()) for clips in training)
     assert (len(first), len(second), len(first & second)) == (48, 48, 0)
     assert train([*TRAIN, "--name", "tuned", "--weights", f"{RUN}/fold1/best.pt"]) == 0
     for name in ("best.pt", "last.pt"):
         heard = load_checkpoint(project / "runs/tuned/fold0" / name)["heard"].tolist()
         assert set(heard) == set(load_checkpoint(project / RUN / "fold1/best.pt")["heard"].tolist()) | first
-    assert set(heard_contents(cache, training[1], 0, [{"heard": heard}]).tolist()) == first | second
-    assert heard_contents(cache, training[1], 0, [{}]) is None
+    assert set(contents_trained_on(cache, training[1], 0, [{"heard": heard}]).tolist()) == first | second
+    assert contents_trained_on(cache, training[1], 0, [{}]) is None
     tested = next((project / "data/audio").glob("yes/a0000008*"))
     heard = np.flatnonzero(cache.clips["clip_id"] == b"yes/a0000000_nohash_0.wav")[0]
     shutil.copyfile(project / "data/audio/yes/a0000000_nohash_0.wav", tested)
@@ -100,9 +100,9 @@ def test_what_weights_have_heard_before_counts(project: Path) -> None:
     cache = Cache(find_cache("data/cache", 32, 32))
     (fold,) = (fold for fold, clips in zip("01", training, strict=True) if heard in clips)
     clips = select_fold(cache, fold).training
-    assert len(heard_contents(cache, clips, 0, [])) == len(clips) - 1
+    assert len(contents_trained_on(cache, clips, 0, [])) == len(clips) - 1
     sidecar_path(cache.folder, 0).unlink()
-    assert heard_contents(cache, clips, 0, []) is None
+    assert contents_trained_on(cache, clips, 0, []) is None
 
 
 def test_a_copy_in_another_fold_is_heard(project: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_copy_in_another_fold_is_heard(project: Path) -> None:
     other.symlink_to(one)
     rebuild()
     cache = Cache(find_cache("data/cache", 32, 32))
-    first, second = (heard_contents(cache, select_fold(cache, fold).training, 0, []).tolist() for fold in "01")
+    first, second = (contents_trained_on(cache, select_fold(cache, fold).training, 0, []).tolist() for fold in "01")
     assert len(set(first) & set(second)) == 1
 
 

@@ -129,15 +129,15 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes any name for allow_pickle
 
 
-def load_arrays(path: Path, remedy: str = AGAIN) -> dict[str, np.ndarray]:
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read an ``.npz`` without pickle.
 
     Raises
     ------
-    InputError : missing or damaged; the message ends with the remedy
+    InputError : missing or damaged; the message names the remedy
     """
     with (
-        _blamed(path, f"no such file; {remedy}", "damaged", f"; {remedy}"),
+        _blamed(path, f"no such file; {AGAIN}", "damaged", f"; {AGAIN}"),
         np.load(path, allow_pickle=False) as arrays,
     ):
         return {name: arrays[name] for name in arrays.files}

@@ -63,7 +63,7 @@ class Record:
         self.options, self.cache, self.fold_name = options, cache, fold_name
         self.folder = run_folder(options, fold_name)
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "loss": 0.0}
-        self.heard: torch.Tensor | None = None  # see train.heard
+        self.trained_on: torch.Tensor | None = None  # see the module of that name
 
     def load(self) -> dict[str, Any] | None:
         """Read last.pt, if there is one.
@@ -140,7 +140,13 @@ class Record:
 
     def save_last(self, state: dict[str, Any], epochs: int) -> None:
         """Write last.pt: the trainer's state, and how many lines of metrics.jsonl belong to it."""
-        content = {**self._identity(), "heard": self.heard, "best": self.best, "state": state, "epochs_logged": epochs}
+        content = {
+            **self._identity(),
+            "heard": self.trained_on,
+            "best": self.best,
+            "state": state,
+            "epochs_logged": epochs,
+        }
         save_checkpoint(self.folder / "last.pt", content)
 
     def keep_if_better(self, entry: dict[str, Any], judged: dict[str, np.ndarray], trainer: Trainer) -> bool:
@@ -159,7 +165,7 @@ class Record:
             classes=np.array(identity["classes"]),
         )
         temperature = fit_temperature(judged["logits"], judged["target"])
-        content = {**identity, "heard": self.heard, "best": self.best, "temperature": temperature}
+        content = {**identity, "heard": self.trained_on, "best": self.best, "temperature": temperature}
         content |= {**trainer.placement, "model": trainer.eval_model().state_dict()}
         save_checkpoint(self.folder / "best.pt", content)
         return True

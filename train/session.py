@@ -17,10 +17,10 @@ from train.display import Display
 from train.engine import MAX_SKIPPED, Trainer
 from train.events import open_events, write_epoch
 from train.folds import select_fold
-from train.heard import heard_contents, own_checkpoint
 from train.options import TrainOptions
 from train.record import Record, opened_for_writing
 from train.stopping import ABORT, CONTINUE, SAVE, STOP, Agreement, StopSignal
+from train.trained_on import contents_trained_on, own_checkpoint
 from train.world import World
 
 
@@ -62,7 +62,7 @@ def train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str
             display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
         if world.is_main:
             earlier = [saved] if saved else own_checkpoint(options.weights)
-            record.heard = heard_contents(cache, fold.training, options.hold_back, earlier)
+            record.trained_on = contents_trained_on(cache, fold.training, options.hold_back, earlier)
             record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
             record.write_config(world)
         del saved

@@ -14,7 +14,7 @@ from train.checkpoint import load_checkpoint
 from train.folds import calibration_clips
 
 
-def heard_contents(
+def contents_trained_on(
     cache: Cache, training: np.ndarray, share: float, earlier: list[dict[str, Any]]
 ) -> torch.Tensor | None:
     """The contents of the clips that a fold trains on, and of those that its weights have heard before.
