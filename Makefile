@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-DEMO_RUN := --runs-dir runs --model resnet18 --n-mels 32
+DEMO_RUN := --runs-dir runs --model resnet10t --n-mels 32
 
 .PHONY: setup demo test test-long lint bench-cache bench-train bench-infer
 

@@ -304,7 +304,7 @@ def test_flags_win_over_recipe_over_default() -> None:
     assert (options().model, options().epochs) == ("dla60_res2next", 40)
     smoke = options("--recipe", "smoke")
     assert all(getattr(smoke, key) == value for key, value in recipes.RECIPES["smoke"].items())
-    assert (smoke.model, smoke.weight_decay) == ("resnet18", TrainOptions().weight_decay)
+    assert (smoke.model, smoke.weight_decay) == ("resnet10t", TrainOptions().weight_decay)
     assert options("--recipe", "smoke", "--epochs", "41").epochs == 41
     assert options("--fold", "07").fold == "7"
 

@@ -16,7 +16,7 @@ _ON_CPU = {"n_mels": 32, "batch_size": 64, "warmup_epochs": 1.0, "loss": "binary
 _FAST = {**_ON_CPU, "model": "resnet10t", "epochs": 20, "mixup": 0.2}
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "smoke": {**_ON_CPU, "model": "resnet18", "epochs": 10, "mixup": 0.0},
+    "smoke": {**_ON_CPU, "model": "resnet10t", "epochs": 10, "mixup": 0.0},
     "fast": _FAST,
     "balanced": {**_FAST, "width": 64},
     "best": _CHOSEN_LAST,

@@ -156,12 +156,12 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
     "small": (
         "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
         "--n-mels 32 --folds 2",
-        "--recipe smoke --loss cross_entropy --balance 0 --amp off",
+        "--recipe smoke --model resnet18 --loss cross_entropy --balance 0 --amp off",
     ),
     "rare": (
         "Rare words: dog, bed and three with 12 training clips each, the other words with ten times as many",
         "--n-mels 32 --folds 2",
-        "--recipe smoke --loss cross_entropy --balance 0 --amp off",
+        "--recipe smoke --model resnet18 --loss cross_entropy --balance 0 --amp off",
     ),
     "fast": (
         "Binary loss and bf16 with a better model: resnet10t, 32 x 32, 20 epochs, mixup",
@@ -171,12 +171,12 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
     "frontier": (
         "Models and resolutions at the same 20 epochs",
         "--folds 2",
-        "--recipe smoke --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
+        "--recipe smoke --model resnet18 --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
     ),
     "steps": (
         "The steps of the ladder at a size for a CPU",
         "--folds 2",
-        "--recipe smoke --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
+        "--recipe smoke --model resnet18 --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
     ),
     **{
         f"length-{epochs}": (
