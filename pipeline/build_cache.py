@@ -10,7 +10,7 @@ from pipeline.options import BuildOptions
 @command(BuildOptions)
 def main(options: BuildOptions) -> int:
     """Build, and say what was built."""
-    from pipeline.report import build_with_progress
+    from pipeline.console import build_with_progress
 
     summary = build_with_progress(options)
     return EXIT_INCOMPLETE if summary.cache.index["counts"]["rejected"] and not options.skip_bad else EXIT_OK

@@ -14,7 +14,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from pipeline.whole import check_whole
+from pipeline.truncated import check_whole
 
 EXTENSIONS = (".wav", ".flac", ".ogg")
 MAX_SECONDS = 600  # a longer recording is refused rather than loaded whole

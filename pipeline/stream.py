@@ -12,7 +12,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from pipeline.decode import MAX_CHANNELS, RATES, check_level, decoding, open_recording
-from pipeline.whole import check_whole
+from pipeline.truncated import check_whole
 
 _BLOCK = 1 << 16  # frames
 

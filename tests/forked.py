@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
-    "tests.forked infer.export.check infer.predict.tables infer.report.data pipeline.build pipeline.pool train.launch"
+    "tests.forked infer.export.export infer.predict.tables infer.report.data pipeline.build pipeline.pool train.launch"
 )
 PRELOADED += " h5py joblib librosa numba soundfile sklearn.model_selection soxr"
 GUARD_SECONDS = 300  # against a hang; no test counts on anything to be quicker

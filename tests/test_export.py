@@ -220,7 +220,8 @@ def test_members_of_different_clip_lengths_are_refused() -> None:
 @pytest.mark.parametrize("model", ["resnet18", "dla60_res2next", "test_vit"])
 def test_models_export(model: str, tmp_path: Path, runtime) -> None:
     """Other kinds of models go through the same exporter, and onnxruntime agrees with torch."""
-    from infer.export.onnx_file import run_onnx, write_onnx
+    from infer.export.onnx_file import run as run_onnx
+    from infer.export.onnx_file import write as write_onnx
     from train.models import create_model
 
     config = FeatureConfig(n_mels=64, n_frames=64)

@@ -89,7 +89,7 @@ class Record:
                     f"{path}: was trained on another {what} ({saved[key][:12]}, the cache's is {expected[key][:12]}); "
                     "choose another --name, or the cache with --cache"
                 )
-        trained = {"compress_gradients": False, **saved["options"]}  # a flag that earlier versions had not
+        trained = {**dataclasses.asdict(TrainOptions()), **saved["options"]}  # later flags have their defaults
         differ = [
             f"--{key.replace('_', '-')} {trained.get(key)} (now {value})"
             for key, value in self.options.resume_key().items()

@@ -11,7 +11,7 @@ from infer.options import ExportOptions
 @command(ExportOptions)
 def main(options: ExportOptions) -> int:
     """Export and verify."""
-    from infer.export.check import export
+    from infer.export.export import export
     from train.world import run_in_world
 
     return run_in_world(options.device, lambda world: export(options, world))

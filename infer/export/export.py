@@ -12,8 +12,8 @@ from cache.files import atomic_path
 from infer.console import print_table
 from infer.corpus import cached_test_split, check_not_trained_on
 from infer.ensemble import Ensemble
+from infer.export import onnx_file
 from infer.export.graph import WaveformEnsemble
-from infer.export.onnx_file import quantise_onnx, run_onnx, write_onnx
 from infer.judge import batched
 from infer.labelled import judge_readable
 from infer.members import Member, load_alike, shared_clip
@@ -24,6 +24,8 @@ from infer.views import first_views
 from pipeline.decode import MAX_LEVEL, read_clip
 from train.world import World
 
+FORMATS = {"onnx": onnx_file}
+"""Modules that write and run a kind of file, as `infer.export.onnx_file` does, by the name that users type."""
 TOLERANCE = 1e-3
 """Largest difference of a probability between the exported file and predict."""
 
@@ -44,7 +46,8 @@ def export(options: ExportOptions, world: World) -> int:
     ------
     InputError : the extra is missing, nothing can be read, or the file differs from predict: then it is not kept
     """
-    for module in ("onnx", "onnxscript", "onnxruntime"):
+    kind = FORMATS[options.format]
+    for module in kind.REQUIRED:
         require(module, "export")
     output = output_path(options.output, options)
     smaller = output_path(output.with_name(f"{output.stem}.int8{output.suffix}"), options) if options.int8 else None
@@ -68,12 +71,12 @@ def export(options: ExportOptions, world: World) -> int:
 
     measured = [_Measured("predict", "", speed, probs)]
     with atomic_path(output) as temporary:
-        write_onnx(network, clips.shape[1], _metadata(members, options), temporary)
+        kind.write(network, clips.shape[1], _metadata(members, options), temporary)
         measured.append(_measure(temporary, output, clips, options))
         _verify(output, measured[-1].probs, probs, recordings.names)
         if smaller:
             with atomic_path(smaller) as quantised:
-                quantise_onnx(temporary, quantised, others)
+                kind.quantise(temporary, quantised, others)
                 measured.append(_measure(quantised, smaller, clips, options))
     _print_measured(f"CPU, {len(clips)} clips of {title}", measured, _targets(recordings, members, source))
     say(f"{output}: {len(members)} members, {options.tta} views; verified")
@@ -136,7 +139,7 @@ def _targets(recordings: Recordings, members: list[Member], source: str) -> np.n
 
 def _measure(file: Path, output: Path, clips: np.ndarray, options: ExportOptions) -> _Measured:
     """Run the file that becomes `output` on clips [shape=(n, samples)]."""
-    run = run_onnx(file)
+    run = FORMATS[options.format].run(file)
     run(clips[:1])  # the first call of a runtime takes longer
     started = time.perf_counter()
     probs = np.concatenate([run(np.stack(batch)) for batch in batched(clips, options.batch_size)])
