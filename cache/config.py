@@ -9,6 +9,9 @@ from typing import Any
 from cache.cli import InputError
 
 FOLDER_DIGITS = 12  # of the digest, in the cache folder's name
+MAX_SECONDS = 60  # of a clip
+NORMALIZE = ("clip", "none")
+_LATER = {"win_length": 0, "normalize": "clip"}  # fields that caches of version 0.1.0 lack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class FeatureConfig:
     clip_seconds: float = 1.0
     """Shorter clips are padded, longer ones cropped to the loudest window."""
     n_fft: int = 2048
-    """Samples in a frame, and win_length."""
+    """Samples in a frame."""
     n_mels: int = 224
     """Mel bands, rows of the image."""
     n_frames: int = 224
@@ -48,16 +51,21 @@ class FeatureConfig:
     """Seed of the augmentation."""
     dtype: str = "float16"
     """Stored type."""
+    win_length: int = 0
+    """Samples of a frame that the window covers, in its middle; 0: all n_fft of them."""
+    normalize: str = "clip"
+    """``clip``: each clip to zero mean and unit variance; ``none``: (dB + 40) / 20, so that its level is kept."""
 
     def __post_init__(self) -> None:
         limits = {
             "sample_rate": (1000, 384_000),
-            "clip_seconds": (0.05, 60),
+            "clip_seconds": (0.05, MAX_SECONDS),
             "n_fft": (32, 65536),
             "n_mels": (2, 1024),
             "n_frames": (2, 4096),
             "num_views": (1, 1000),
             "top_db": (1, 200),
+            "win_length": (0, self.n_fft),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -67,6 +75,10 @@ class FeatureConfig:
             raise InputError(
                 f"fmin {self.fmin:g} and fmax {self.fmax:g} Hz; expected 0 <= fmin < fmax <= {self.sample_rate / 2:g}"
             )
+        if self.win_length == self.n_fft:
+            object.__setattr__(self, "win_length", 0)
+        if self.normalize not in NORMALIZE:
+            raise InputError(f"normalize {self.normalize!r}; expected {' or '.join(NORMALIZE)}")
         if self.dtype != "float16":
             raise InputError(f"dtype {self.dtype!r} is not supported; expected 'float16'")
 
@@ -87,8 +99,9 @@ class FeatureConfig:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the canonical JSON, 64 hexadecimal digits; as before where later fields have their defaults."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value != _LATER.get(name)}
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
@@ -115,7 +128,8 @@ class FeatureConfig:
         InputError : unknown or missing fields, values of another type or out of range
         """
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != fields:
+        values = {**_LATER, **values} if isinstance(values, dict) else {}
+        if {name: type(value) for name, value in values.items()} != fields:
             raise InputError(f"{source}: its feature configuration has other fields than this version's; rebuild it")
         try:
             return cls(**values)

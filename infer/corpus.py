@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError, say
+from cache.clip_id import file_of
 from cache.cores import usable_cores
 from cache.index import INDEX, TEST, Cache
 from infer.members import Member
@@ -26,8 +27,8 @@ def labelled_recordings(members: list[Member], options: LabelledOptions | Calibr
     ------
     InputError : there are none, or a member was trained on some of them
     """
-    if options.input:
-        source, recordings = options.input, list_recordings(options.input)
+    if options.source:
+        source, recordings = options.source, list_recordings(options.source, options.audio_dir, options.columns)
     elif isinstance(options, CalibrateOptions):
         source, recordings = "what training held back", cached_calibration_clips(members, options)
     else:
@@ -64,7 +65,7 @@ def _contents(paths: list[str]) -> np.ndarray:
 
     def digest(path: str) -> str:
         try:
-            return content_digest(read_file(path))
+            return content_digest(read_file(file_of(path)))
         except (InputError, OSError):
             return "0"  # judging will say why
 
@@ -128,7 +129,7 @@ def _recordings(cache: Cache, mask: np.ndarray, options: EnsembleOptions) -> Rec
     """
     names, folder = _names(cache, mask), find_corpus(cache, options.audio_dir)
     recordings = Recordings([str(folder / name) for name in names], names)
-    missing = sum(not os.path.exists(path) for path in recordings.paths)
+    missing = sum(not os.path.exists(file_of(path)) for path in recordings.paths)
     if 0 < missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
     if missing:
@@ -157,4 +158,4 @@ def find_corpus(cache: Cache, audio_dir: str | None = None) -> Path:
         for depth in range(1, len(built.parts))
     ]
     some = _names(cache, np.linspace(0, len(cache.clips) - 1, 16).astype(int))
-    return next((folder for folder in (built, *near) if any((folder / name).exists() for name in some)), built)
+    return next((folder for folder in (built, *near) if any((folder / file_of(name)).exists() for name in some)), built)

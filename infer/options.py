@@ -49,7 +49,12 @@ class EnsembleOptions(MemberOptions):
     batch_size: int = flag(64, "clips in a forward pass", AT_LEAST_1)
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
     audio_dir: str | None = flag(
-        None, "the corpus, if it is no longer where the cache was built from, nor beside it", metavar="FOLDER"
+        None,
+        "the corpus, if it is no longer where the cache was built from, nor beside it; the files of a table",
+        metavar="FOLDER",
+    )
+    columns: str | None = flag(
+        None, "of a table: what its columns mean, as in pipeline.build_cache", metavar="file=NAME,…"
     )
 
 
@@ -57,7 +62,7 @@ class EnsembleOptions(MemberOptions):
 class PredictOptions(EnsembleOptions):
     """Flags of ``python -m infer.predict``."""
 
-    input: str = flag("data/test", "a folder (searched below), a recording, or a text file with a path per line")
+    input: str = flag("data/test", "a folder (searched below), a recording, a CSV table, or a text file of paths")
     output: str = flag("predictions.csv", "table of file, label, confidence, error")
     probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
     min_confidence: float = flag(0.0, "judge as unknown what is less certain; infer.report shows the choice", (0, 1))
@@ -84,6 +89,17 @@ class LabelledOptions(EnsembleOptions):
 
     split: str = flag("oof", "out-of-fold clips, or the cache's test split", choices=("oof", "test"))
     input: str | None = flag(None, "judge a folder of <label>/ folders instead", metavar="FOLDER")
+    manifest: str | None = flag(None, "judge the clips of a CSV table instead, those for testing", metavar="FILE")
+
+    @property
+    def source(self) -> str | None:
+        """The folder or table to judge."""
+        return self.manifest or self.input
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.manifest and self.input:
+            raise InputError("--manifest and --input are two answers to one question; use one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,9 +116,15 @@ class CalibrateOptions(EnsembleOptions):
     ensemble: str = flag("soft", "shares of votes have no temperature", choices=("soft",))
     input: str | None = flag(
         None,
-        "a folder of <label>/ folders that no member was trained on (default: the clips that training held back)",
+        "a folder of <label>/ folders, or a CSV table, that no member was trained on (default: the clips that "
+        "training held back)",
         metavar="FOLDER",
     )
+
+    @property
+    def source(self) -> str | None:
+        """The folder or table to judge."""
+        return self.input
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 from cache.cli import InputError
+from cache.clip_id import file_of
 from cache.files import checked_output, lies_in
 from infer.options import MemberOptions
 from infer.recordings import list_recordings
-from pipeline.decode import EXTENSIONS
+from pipeline.decode import is_recording
 from pipeline.lists import TESTING, VALIDATION
 
 _MARKS = ("fold*/*.pt", "fold*/oof.npz", "shard-*.h5", TESTING, VALIDATION)  # of a run, a cache, a corpus
@@ -30,11 +31,14 @@ def _named_recording(output: Path, options: MemberOptions) -> str | Path | None:
     """The recording, or the list of --input or --check, that would be replaced; None where there is none."""
     if not output.exists():
         return None
-    if any(name.lower().endswith(EXTENSIONS) for name in (output.name, os.path.realpath(output))):
+    if is_recording(output.name) or is_recording(os.path.basename(os.path.realpath(output))):
         return output
-    source = getattr(options, "input", None) or getattr(options, "check", None)
-    listed = [source, *list_recordings(source).paths] if source and os.path.isfile(source) else []
-    return lies_in(output, listed)
+    source, audio_dir, columns = (
+        next((value for name in names if (value := getattr(options, name, None))), None)
+        for names in (("manifest", "input", "check"), ("audio_dir",), ("columns",))
+    )
+    listed = list_recordings(source, audio_dir, columns).paths if source and os.path.isfile(source) else []
+    return lies_in(output, [source, *map(file_of, listed)] if source and listed else [])
 
 
 def _folder_that_is_read(output: Path) -> Path | None:

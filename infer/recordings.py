@@ -1,4 +1,4 @@
-"""What is to be judged: recordings in a folder or in a list."""
+"""What is to be judged: recordings in a folder, in a list or in a table."""
 
 import dataclasses
 import os
@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
-from pipeline.decode import EXTENSIONS
+from cache.index import TEST
+from pipeline.clips import SPLITS
+from pipeline.decode import EXTENSIONS, is_recording
 from pipeline.lists import find_files, read_lines, spelling
+from pipeline.manifest import Files, Table
 from pipeline.scan import walk
+from pipeline.wake_words import SILENCE, UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,37 +22,51 @@ class Recordings:
     """Files in order, with the names under which they are reported."""
 
     paths: list[str]
+    """Where they lie; a part of one ends as in `cache.clip_id`."""
     names: list[str]
-    """Relative to the input folder, with ``/``; as written in a list."""
+    """Relative to the input folder, with ``/``; as written in a list or table."""
     note: str = ""
     """What a list holds, to be shown."""
+    labels: list[str] | None = None
+    """Of a table; elsewhere the first folder of each name is its label."""
 
     def select(self, indices: Iterable[int]) -> "Recordings":
         """Some of them."""
         chosen = list(indices)
-        return Recordings([self.paths[index] for index in chosen], [self.names[index] for index in chosen])
+        paths, names, labels = (
+            column and [column[index] for index in chosen] for column in (self.paths, self.names, self.labels)
+        )
+        return Recordings(paths or [], names or [], labels=labels)
 
     def targets(self, classes: list[str]) -> np.ndarray:
-        """The index of each file's label, its first folder, among the classes [shape=(n,), dtype=int64].
+        """The index of each recording's label among the classes [shape=(n,), dtype=int64].
+
+        Folders that public test sets call ``_unknown_`` and ``_silence_`` are those labels.
 
         Raises
         ------
-        InputError : a file outside such a folder, or a label that is none of the classes
+        InputError : a file without a label, or a label that is none of the classes
         """
-        known = {spelling(label): target for target, label in enumerate(classes)}
-        folders = [name.split("/")[0] if "/" in name else "" for name in self.names]
-        targets = [known.get(spelling(folder)) for folder in folders]
-        unknown = sorted({folder for folder, target in zip(folders, targets, strict=True) if target is None})
+        known = {f"_{label}_": target for target, label in enumerate(classes) if label in (UNKNOWN, SILENCE)}
+        known |= {spelling(label): target for target, label in enumerate(classes)}
+        labels = self.labels or [name.split("/")[0] if "/" in name else "" for name in self.names]
+        targets = [known.get(spelling(label)) for label in labels]
+        unknown = sorted({label for label, target in zip(labels, targets, strict=True) if target is None})
         if unknown:
             raise InputError(
                 f"not the label of any class: {', '.join(name or '(no folder)' for name in unknown[:8])}; "
-                f"expected <label>/ folders named {', '.join(classes)}"
+                f"expected <label>/ folders{' or a column' if self.labels else ''} named {', '.join(classes)}"
             )
         return np.array(targets, np.int64)
 
 
-def list_recordings(source: str) -> Recordings:
-    """Recordings of a folder (searched below, sorted), of a text file with a path per line, or one recording.
+def list_recordings(source: str, audio_dir: str | None = None, columns: str | None = None) -> Recordings:
+    """Recordings of a folder (searched below, sorted), of a table, of a text file with a path per line, or one.
+
+    Parameters
+    ----------
+    source : the folder or file
+    audio_dir, columns : of a table (.csv, .tsv): where its files lie, if not beside it, and what its columns mean
 
     Raises
     ------
@@ -57,10 +75,12 @@ def list_recordings(source: str) -> Recordings:
     path = Path(source)
     if path.is_dir():
         prefix = len(os.path.join(path, ""))
-        names = sorted(e.path[prefix:] for e in walk(str(path)) if e.name.lower().endswith(EXTENSIONS))
+        names = sorted(e.path[prefix:] for e in walk(str(path)) if is_recording(e.name))
         recordings = Recordings([str(path / name) for name in names], names)
     elif path.is_file() and path.name.lower().endswith(EXTENSIONS):
         recordings = Recordings([source], [path.name])
+    elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
+        recordings = _in_table(path, Path(audio_dir or path.parent), columns)
     elif path.is_file():
         try:
             names = read_lines(path)
@@ -74,3 +94,22 @@ def list_recordings(source: str) -> Recordings:
     if not recordings.paths:
         raise InputError(f"{source}: no recordings ({', '.join(EXTENSIONS)})")
     return recordings
+
+
+def _in_table(path: Path, folder: Path, columns: str | None) -> Recordings:
+    """The rows of a table; of one that names splits those for testing."""
+    table, files = Table(path, columns), Files(folder)
+    rows = list(table.rows(labelled=False))
+    tested = [row for row in rows if SPLITS.get(row.split.lower()) == TEST]
+    rows, which = (tested, " for testing") if tested else (rows, "")
+    paths, missing = [], 0
+    for row in rows:
+        try:
+            name = files.listing["clip_id"][files.find(row.file)].decode()
+        except LookupError:  # judging will say that it is not there
+            name, missing = row.file, missing + 1
+        paths.append(f"{folder / name}{row.part or ''}")
+    names = [f"{row.file}{row.part or ''}" for row in rows]
+    labels = [row.label for row in rows] if "label" in table.names else None
+    note = f"{path}: {len(rows):,} rows{which}, {len(rows) - missing:,} of files that are there"
+    return Recordings(paths, names, note, labels)

@@ -14,9 +14,10 @@ from cache.config import FeatureConfig
 from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_leftovers
 from cache.index import Cache, read_index
 from pipeline import scan
+from pipeline.corpus import Corpus, read_corpus
 from pipeline.filterbank import mel_filterbank
 from pipeline.finish import earlier_cache, finish, plan_split
-from pipeline.lists import ClipList, read_clip_lists
+from pipeline.headers import describe_gaps, describe_loss
 from pipeline.options import BuildOptions
 from pipeline.provenance import Provenance, read_provenance
 from pipeline.shard_task import ShardTask
@@ -33,21 +34,22 @@ class Summary:
 
     cache: Cache
     built: int
-    ignored: dict[str, int]
-    """Suffix → files that are no recordings."""
-    lists: list[ClipList]
+    corpus: Corpus
+    notes: list[str]
+    """What the user should know of clips and recordings."""
     seconds: float
     new_split: bool
     """Whether there was an index before, with another split."""
 
 
-def build_cache(options: BuildOptions, progress: Progress) -> Summary:
+def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], None] = lambda _: None) -> Summary:
     """Bring the cache of a configuration up to date with its corpus.
 
     Parameters
     ----------
     options : the command's flags
     progress : told how far the build is
+    say : told what the user should know before it begins
 
     Raises
     ------
@@ -55,9 +57,9 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
     """
     started = time.monotonic()
     audio_dir = Path(options.audio_dir)
-    listing, ignored = scan.scan_corpus(audio_dir)
-    lists = read_clip_lists(options, listing["clip_id"])
     config = feature_config(options)
+    corpus = read_corpus(options)
+    listing = corpus.clips
     folder = Path(options.cache_dir) / config.folder_name
     if lies_in(folder, [audio_dir]) or lies_in(audio_dir, [folder]):
         raise InputError(f"{folder} and the corpus {audio_dir} must lie apart; choose another --cache-dir")
@@ -69,14 +71,17 @@ def build_cache(options: BuildOptions, progress: Progress) -> Summary:
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         wanted = listing[new | (known["reason"] == b"")]
         earlier = earlier_cache(folder)
-        plan_split(options, wanted, earlier, lists)  # refuse before any work
+        plan_split(options, wanted, known["sha256"][new | (known["reason"] == b"")], earlier, corpus.folds)
         todo = listing[new]
+        for note in describe_loss(todo["clip_id"], options, config):
+            say(note)
         _check_space(folder, config, len(todo))
         built = _build_shards(plan_shards(folder, config, todo, provenance, options), options, len(todo), progress)
-        finish(options, config, folder, listing, earlier, lists)
+        found = finish(options, config, folder, listing, earlier, corpus.folds)
         cache = Cache(folder)
     new_split = earlier is not None and earlier.index["split"]["digest"] != cache.index["split"]["digest"]
-    return Summary(cache, built, ignored, list(lists.values()), time.monotonic() - started, new_split)
+    notes = [*corpus.notes, *describe_gaps(config), *found]
+    return Summary(cache, built, corpus, notes, time.monotonic() - started, new_split)
 
 
 @contextlib.contextmanager
@@ -110,7 +115,12 @@ def feature_config(options: BuildOptions) -> FeatureConfig:
     augmented = options.num_views > 1 and options.augment != "none"
     mixes = augmented and options.augment == "more"
     config = FeatureConfig(
-        n_fft=options.n_fft,
+        **{
+            key: getattr(options, key)
+            for key in ("sample_rate", "clip_seconds", "n_fft", "fmin", "top_db", "normalize")
+        },
+        win_length=options.win_length or 0,
+        fmax=options.sample_rate / 2 if options.fmax is None else options.fmax,
         n_mels=options.n_mels,
         n_frames=options.width or options.n_mels,
         num_views=options.num_views if augmented else 1,

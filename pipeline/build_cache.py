@@ -4,10 +4,10 @@ python -m pipeline.build_cache --n-mels 224
 """
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, command
-from pipeline.options import BuildOptions
+from pipeline.options import TASKS, BuildOptions
 
 
-@command(BuildOptions)
+@command(BuildOptions, lambda flags: BuildOptions(**{**TASKS.get(flags.get("task", ""), {}), **flags}))
 def main(options: BuildOptions) -> int:
     """Build, and say what was built."""
     from pipeline.console import build_with_progress

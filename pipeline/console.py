@@ -3,13 +3,18 @@
 import shlex
 import sys
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cache.cli import printable
+from cache.index import Cache
 from pipeline.build import Summary, build_cache
+from pipeline.decode import CONVERT, FOREIGN
 from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
+
+_LABELS = 12  # are named
 
 
 def build_with_progress(options: BuildOptions) -> Summary:
@@ -32,7 +37,7 @@ def build_with_progress(options: BuildOptions) -> Summary:
                 task, completed=done, total=total, rate=rate + (f", {rejected} rejected" if rejected else "")
             )
 
-        summary = build_cache(options, update)
+        summary = build_cache(options, update, lambda line: _show(console, [line]))
     print_summary(console, options, summary)
     return summary
 
@@ -50,22 +55,40 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
         f"  {clips}, {len(cache.classes)} labels, {views} views each",
         f"  {folds} folds; {len(shards)} shard{'s' * (len(shards) != 1)}, {cache.bytes / 1e6:,.0f} MB; "
         f"built {summary.built:,} clips in {summary.seconds:.1f} s{speed}",
-        "  " + ", ".join(f"{count:,} {name}" for name, count in counts.items()),
+        "  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if name != "cancelled"),
     ]
-    lines += [f"  {listed}" for listed in summary.lists]
-    if summary.ignored:
-        names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(summary.ignored.items()))
-        lines.append(f"  ignored files that are no .wav, .flac or .ogg: {names}")
+    lines.append(f"  {_describe_labels(cache)}")
+    lines += [f"  {listed}" for listed in summary.corpus.lists.values()]
+    ignored = summary.corpus.ignored
+    if ignored:
+        names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
+        lines.append(f"  ignored files that are no recordings: {names}")
+    if any(suffix in ignored for suffix in FOREIGN):
+        lines.append(f"  some of these hold sound; {CONVERT}")
+    lines += [f"  {note}" for note in summary.notes]
     if summary.new_split:
         lines.append("  the split is another than before: runs that were trained on it are to be trained again")
     more = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
     more += f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
     more += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
     lines.append(f"next: torchrun --nproc_per_node 1 -m train.run --fold 0{more}")
-    console.print("\n".join(map(printable, lines)), highlight=False, markup=False, soft_wrap=True)
-    for listed in summary.lists:
+    _show(console, lines)
+    for listed in summary.corpus.lists.values():
         if listed.missing:
             such = printable(str(listed.missing[0]))
             print(f"{listed.name}: {len(listed.missing):,} lines name no clip: {such}, ...", file=sys.stderr)
     if counts["rejected"]:
         print(f"{counts['rejected']:,} files were rejected; why: {cache.folder / REJECTED}", file=sys.stderr)
+
+
+def _show(console: Console, lines: list[str]) -> None:
+    console.print("\n".join(map(printable, lines)), highlight=False, markup=False, soft_wrap=True)
+
+
+def _describe_labels(cache: Cache) -> str:
+    """The labels with their clips, the largest first."""
+    counts = np.bincount(cache.clips["target"], minlength=len(cache.classes))
+    order = np.argsort(-counts, kind="stable")[:_LABELS].tolist()
+    more = f", and {len(cache.classes) - _LABELS} more" if len(cache.classes) > _LABELS else ""
+    fewest = f" (the fewest: {cache.classes[int(counts.argmin())]} {counts.min():,})" if more else ""
+    return ", ".join(f"{cache.classes[at]} {counts[at]:,}" for at in order) + more + fewest

@@ -13,16 +13,23 @@ from collections.abc import Iterator
 import numpy as np
 
 from cache.cli import InputError
+from cache.clip_id import Part, split_clip_id
 from cache.config import FeatureConfig
 from pipeline.truncated import check_whole
 
-EXTENSIONS = (".wav", ".flac", ".ogg")
+EXTENSIONS = (
+    *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aiff", ".aif", ".aifc", ".caf", ".au", ".snd"),
+)
+FOREIGN = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mka")  # sound that libsndfile does not decode
+CONVERT = "convert them first, such as with: ffmpeg -i x.m4a x.flac"
 MAX_SECONDS = 600  # a longer recording is refused rather than loaded whole
 MAX_CHANNELS = 64
 MAX_VALUES = 1 << 27  # samples of all channels together, 512 MB when decoded
 MAX_BYTES = 1 << 28  # of a file
 MAX_LEVEL = 2.0**31  # full scale of 32-bit samples that nobody scaled; far beyond, squares overflow
 RATES = (1000, 768_000)  # Hz; a header that claims another rate is garbage
+_CANCELLED = 1e-4  # of the channels' power, -40 dB, is left where they cancel
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")  # RIFF, fmt and data of a plain WAV
 
 
@@ -36,6 +43,8 @@ class Clip:
     cropped: bool = False
     resampled: bool = False
     silent: bool = False
+    cancelled: bool = False
+    """Whether its channels, which are not silent, add up to silence."""
 
 
 @contextlib.contextmanager
@@ -62,13 +71,19 @@ def reason_of(error: InputError | OSError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def read_clip(source: str | bytes, config: FeatureConfig) -> Clip:
-    """Decode a WAV, FLAC or OGG file into one clip.
+def is_recording(name: str) -> bool:
+    """Whether a file's name is one of a recording that libsndfile may decode."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def read_clip(source: str | bytes, config: FeatureConfig, part: Part | None = None) -> Clip:
+    """Decode a recording, or a part of one, into one clip.
 
     Parameters
     ----------
-    source : path of the file, or its content
+    source : path of the file, which may end as in `cache.clip_id`, or its content
     config : sample_rate and clip_seconds are used
+    part : of the content; None: all of it
 
     Returns
     -------
@@ -80,7 +95,9 @@ def read_clip(source: str | bytes, config: FeatureConfig) -> Clip:
     InputError : empty, non-finite, undecodable or absurd content; the message does not repeat the file's name
     OSError : the file cannot be read
     """
-    samples, rate = read_recording(source)
+    if isinstance(source, str):
+        source, part = split_clip_id(source)
+    samples, rate, cancelled = _read(source, part)
     samples = resample(samples, rate, config)
     found, wanted = len(samples), config.samples
     if found > wanted:
@@ -89,10 +106,9 @@ def read_clip(source: str | bytes, config: FeatureConfig) -> Clip:
     elif found < wanted:
         samples = np.pad(samples, (0, wanted - found))
     samples = np.ascontiguousarray(samples, dtype=np.float32)
-    return Clip(samples, found < wanted, found > wanted, rate != config.sample_rate, not samples.any())
+    return Clip(samples, found < wanted, found > wanted, rate != config.sample_rate, not samples.any(), cancelled)
 
 
-@decoding()
 def read_recording(source: str | bytes) -> tuple[np.ndarray, int]:
     """Decode a whole file to mono.
 
@@ -104,13 +120,21 @@ def read_recording(source: str | bytes) -> tuple[np.ndarray, int]:
     ------
     InputError, OSError : as :func:`read_clip`
     """
+    return _read(source, None)[:2]
+
+
+@decoding()
+def _read(source: str | bytes, part: Part | None) -> tuple[np.ndarray, int, bool]:
+    """As :func:`read_recording`, of a part; and whether the channels cancel."""
     data = source if isinstance(source, bytes) else read_file(source)
     if not data:
         raise InputError("an empty file")
-    mono, rate = _plain_wav(data) or _decode(data)
+    mono, rate, cancelled = (None if part else _plain_wav(data)) or _decode(data, part)
     if not len(mono):
         raise InputError("no samples")
-    return mono, rate
+    if part and part.gain_db:
+        mono = mono * np.float32(10 ** (part.gain_db / 20))
+    return mono, rate, cancelled
 
 
 def check_level(samples: np.ndarray) -> None:
@@ -153,7 +177,7 @@ def open_recording(path: str) -> int:
     raise InputError("not a regular file")
 
 
-def _plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
+def _plain_wav(data: bytes) -> tuple[np.ndarray, int, bool] | None:
     """The samples of 16-bit mono PCM behind the canonical 44-byte header, as libsndfile gives them; else None.
 
     It takes a fifth of the time that libsndfile takes to open the file.
@@ -165,19 +189,43 @@ def _plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
     _check_size(size // 2, 1, rate)
     samples = np.frombuffer(data, "<i2", offset=_HEADER.size).astype(np.float32)
     samples *= np.float32(1 / 32768)
-    return samples, rate
+    return samples, rate, False
 
 
-def _decode(data: bytes) -> tuple[np.ndarray, int]:
+def _decode(data: bytes, part: Part | None) -> tuple[np.ndarray, int, bool]:
     import soundfile
 
     check_whole(lambda at, count: data[at : at + count], len(data))
     with soundfile.SoundFile(_Content(data)) as file:
-        _check_size(file.frames, file.channels, file.samplerate)
-        # Some encodings cannot seek, and of those soundfile reads no "rest": it wants a number.
-        samples, rate = file.read(file.frames, dtype="float32", always_2d=True), file.samplerate
+        rate, first, last = file.samplerate, 0, file.frames
+        if part:
+            first = round(part.start_s * rate)
+            last = last if part.end_s is None else min(last, round(part.end_s * rate))
+            if first >= last:
+                raise InputError(f"the part {part} lies behind its end, {file.frames / rate:g} s")
+        _check_size(last - first, file.channels, rate)
+        try:
+            file.seek(first) if first else None
+            # Some encodings cannot seek, and of those soundfile reads no "rest": it wants a number.
+            samples = file.read(last - first, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError:
+            if not first:
+                raise
+            samples = _skip(data, first, last)
     check_level(samples)
-    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1), rate
+    if samples.shape[1] == 1:
+        return samples[:, 0], rate, False
+    mono = samples.mean(axis=1)
+    return mono, rate, bool(np.vdot(mono, mono) <= _CANCELLED * np.vdot(samples, samples) / samples.shape[1] > 0)
+
+
+def _skip(data: bytes, first: int, last: int) -> np.ndarray:
+    """Frames of an encoding that cannot seek (frames, channels)."""
+    import soundfile
+
+    with soundfile.SoundFile(_Content(data)) as file:
+        _check_size(last, file.channels, file.samplerate)
+        return file.read(last, dtype="float32", always_2d=True)[first:]
 
 
 class _Content(io.BytesIO):

@@ -1,6 +1,7 @@
 """The end of a build: folds, the clip table, the list of rejected files, and the index, which makes it complete."""
 
 import dataclasses
+import itertools
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,19 @@ from typing import Any
 import numpy as np
 
 from cache.cli import InputError
+from cache.clip_id import file_of
 from cache.config import FeatureConfig
 from cache.index import Cache, clip_dtype, write_index
 from cache.shard import remove_shard, shard_numbers
 from cache.tables import csv_table
-from pipeline import scan, split
-from pipeline.lists import TESTING, VALIDATION, ClipList, spelling
+from pipeline import split
+from pipeline.clips import VALIDATION
+from pipeline.lists import spelling
 from pipeline.options import BuildOptions
 from pipeline.provenance import read_provenance
 from pipeline.shard_task import FLAGS
 
-REJECTED = "rejected.csv"
+REJECTED, COPIES = "rejected.csv", "copies.csv"
 
 
 def finish(
@@ -27,13 +30,17 @@ def finish(
     folder: Path,
     listing: np.ndarray,
     earlier: Cache | None,
-    lists: dict[str, ClipList],
-) -> None:
-    """Write the clip table, the list of rejected clips and the index; remove shards without a living row.
+    folds: int,
+) -> list[str]:
+    """Write the clip table, the lists of rejected and of identical clips, and the index; remove dead shards.
 
     Parameters
     ----------
-    earlier, lists : see :func:`plan_split`
+    earlier, folds : see :func:`plan_split`
+
+    Returns
+    -------
+    what the user should know of the recordings
     """
     provenance = read_provenance(folder, config)
     known = provenance.match(listing)
@@ -41,9 +48,12 @@ def finish(
     good = (known["shard"] >= 0) & ~bad
     _write_rejected(folder / REJECTED, known[bad])
     found = known[good]
-    classes, targets, speakers, parts, folds, settings = plan_split(options, listing[good], earlier, lists)
-    clips = np.empty(len(found), clip_dtype(listing.dtype["clip_id"].itemsize, speakers.dtype.itemsize))
-    columns = (listing["clip_id"][good], speakers, targets, parts, folds, found["shard"], found["row"])
+    silent = (found["flags"] >> FLAGS.index("silent")) & 1  # all of them are the same
+    contents = np.where(silent, b"", found["sha256"])
+    listing = listing[good]
+    classes, targets, parts, fold_of, settings = plan_split(options, listing, contents, earlier, folds)
+    clips = np.empty(len(found), clip_dtype(*(listing.dtype[name].itemsize for name in ("clip_id", "speaker"))))
+    columns = (listing["clip_id"], listing["speaker"], targets, parts, fold_of, found["shard"], found["row"])
     for name, column in zip(clips.dtype.names, columns, strict=True):
         clips[name] = column
     alive = np.unique(clips["shard"]).tolist()
@@ -66,20 +76,23 @@ def finish(
     keep = set(alive) | set(known["shard"][bad].tolist())
     for number in shard_numbers(folder) - keep:
         remove_shard(folder, number)
+    return [*_describe_cancelled(found), *list_copies(folder / COPIES, listing, contents)]
 
 
 def plan_split(
-    options: BuildOptions, listing: np.ndarray, earlier: Cache | None, lists: dict[str, ClipList]
-) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Classes, targets, speakers, split and fold of a listing, and the index's "split" entry.
+    options: BuildOptions, listing: np.ndarray, contents: np.ndarray, earlier: Cache | None, folds: int
+) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Classes, targets, split and fold of a listing, and the index's "split" entry.
 
     Parameters
     ----------
+    listing : as in `pipeline.clips`
+    contents : see `pipeline.split.split_clips`
     earlier : of the same folder, whose speakers keep their folds; see :func:`earlier_cache`
-    lists : of :func:`pipeline.lists.read_clip_lists`
+    folds : that the corpus names; 0 where it names none
     """
-    audio_dir, clip_ids = Path(options.audio_dir), listing["clip_id"]
-    labels, targets = np.unique(scan.labels_of(clip_ids), return_inverse=True)
+    audio_dir = Path(options.audio_dir)
+    labels, targets = np.unique(listing["label"], return_inverse=True)
     classes = [label.decode() for label in labels.tolist()]
     if len(classes) < 2:
         found = f"one label only ({classes[0]})" if classes else "no usable recording"
@@ -88,25 +101,59 @@ def plan_split(
         if any(unicodedata.category(c) == "Cc" for c in label):
             raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename its folder")
     _check_spellings(audio_dir, classes)
-    speakers = scan.speakers_of(clip_ids)
-    official = options.split == "official"
-    named = {name: listed.clip_ids for name, listed in lists.items()}
+    official = bool((listing["split"] == VALIDATION).any()) or options.split == "official"
     settings = {key: getattr(options, key) for key in ("split", "folds", "group_by", "seed")}
-    settings["folds"] = 1 if official else options.folds
-    parts, folds = split.split_clips(
-        clip_ids,
+    if official:
+        settings |= {"split": "official", "folds": 1}
+    elif folds:
+        settings |= {"split": "given", "folds": folds}
+    parts, fold_of = split.split_clips(
+        listing,
         targets,
-        speakers,
         classes=classes,
-        test_ids=named.get(TESTING, set()),
-        validation_ids=named.get(VALIDATION, set()) if official else None,
-        folds=options.folds,
+        contents=contents,
+        folds=settings["folds"],
+        official=official,
         group_by=options.group_by,
         seed=options.seed,
         known=_known_folds(earlier, settings),
     )
-    settings["digest"] = split.split_digest(clip_ids, parts, folds)
-    return classes, targets, speakers, parts, folds, settings
+    settings["digest"] = split.split_digest(listing["clip_id"], parts, fold_of)
+    return classes, targets, parts, fold_of, settings
+
+
+def _describe_cancelled(found: np.ndarray) -> list[str]:
+    names = [name.decode() for name in found["clip_id"][(found["flags"] >> FLAGS.index("cancelled")) & 1 == 1].tolist()]
+    if not names:
+        return []
+    return [f"the channels of {len(names):,} recordings cancel to silence, such as {', '.join(names[:3])}"]
+
+
+def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray) -> list[str]:
+    """Write the recordings whose content another file has, too; says how many there are, and which under two labels."""
+    files = np.array([file_of(name.decode()).encode() for name in listing["clip_id"].tolist()], bytes)
+    _, first = np.unique(files, return_index=True)  # parts of a file are no copies
+    first = first[contents[first] != b""]
+    _, group, counts = np.unique(contents[first], return_inverse=True, return_counts=True)
+    first, group = first[counts[group] > 1], group[counts[group] > 1]
+    if not len(first):
+        path.unlink(missing_ok=True)
+        return []
+    order = np.argsort(group, kind="stable")
+    rows, two_labels = [], []
+    for start, stop in itertools.pairwise([*np.flatnonzero(np.diff(group[order], prepend=-1)), len(order)]):
+        same = first[order[start:stop]]
+        names, labels = ([text.decode() for text in column[same].tolist()] for column in (files, listing["label"]))
+        rows += [(name, label, names[0], labels[0]) for name, label in zip(names[1:], labels[1:], strict=True)]
+        if len(set(labels)) > 1:
+            other = next(at for at, label in enumerate(labels) if label != labels[0])
+            two_labels.append(f"{names[0]} ({labels[0]}) = {names[other]} ({labels[other]})")
+    with csv_table(path, ["file", "label", "same_as", "its_label"]) as table:
+        table.writerows(rows)
+    notes = [f"{len(rows):,} recordings are copies of others, with which they share a fold: {path}"]
+    if two_labels:
+        notes.append(f"{len(two_labels):,} recordings stand under two labels, such as {'; '.join(two_labels[:3])}")
+    return notes
 
 
 def _check_spellings(audio_dir: Path, classes: list[str]) -> None:

@@ -73,15 +73,23 @@ def read_lines(path: str | Path) -> list[str]:
     ------
     InputError : no such text
     """
+    lines = re.split(r"\r\n?|\n", read_text(path))
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_text(path: str | Path) -> str:
+    """A text file without byte order marks, which also stand within where files were joined; see :func:`read_lines`."""
     data = Path(path).read_bytes()
     try:
         text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a list of paths in UTF-8 ({error.reason} at byte {error.start})") from None
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}, line {line}); save it as UTF-8"
+        ) from None
     if "\0" in text:
-        raise InputError(f"{path}: not a list of paths: it has bytes that are zero")
-    lines = re.split(r"\r\n?|\n", text.replace("\ufeff", ""))  # marks stand within where lists were joined
-    return [line.strip() for line in lines if line.strip()]
+        raise InputError(f"{path}: not text: it has bytes that are zero")
+    return text.replace("\ufeff", "")
 
 
 def spelling(path: str) -> str:
@@ -89,7 +97,7 @@ def spelling(path: str) -> str:
     return os.path.normpath(unicodedata.normalize("NFC", path.replace("\\", "/"))).lstrip("/")
 
 
-def _spellings(line: str, folder: str | Path) -> list[str]:
+def spellings(line: str, folder: str | Path) -> list[str]:
     """What a line may mean within a folder: itself, and what follows the folder's name in it."""
     whole = spelling(line)
     parts = whole.split("/")
@@ -101,7 +109,7 @@ def _find_clips(lines: list[str], clip_ids: np.ndarray, audio_dir: str) -> tuple
     """The clips that lines name, and the lines that name none."""
     wanted = {line.encode() for line in lines}
     found = {bytes(name) for name in clip_ids if name in wanted}  # one by one: a list of all takes their memory again
-    others = {line: _spellings(line, audio_dir) for line in lines if line.encode() not in found}
+    others = {line: spellings(line, audio_dir) for line in lines if line.encode() not in found}
     if not others:
         return found, []
     meant = {name for names in others.values() for name in names}
@@ -144,7 +152,7 @@ def find_files(lines: list[str], folder: Path) -> list[str]:
         return os.path.join(parent, found) if found else ""
 
     def find(line: str) -> str:
-        places = [line, line.replace("\\", "/"), *(str(folder / name) for name in _spellings(line, folder))]
+        places = [line, line.replace("\\", "/"), *(str(folder / name) for name in spellings(line, folder))]
         return next(filter(None, map(existing, places)), line)
 
     return [find(line) for line in lines]

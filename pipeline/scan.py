@@ -3,28 +3,30 @@
 import collections
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from cache.cli import InputError
-from pipeline.decode import EXTENSIONS, read_file, reason_of
+from pipeline.decode import CONVERT, EXTENSIONS, FOREIGN, is_recording, read_file, reason_of
 
 NOISE_FOLDER = "_background_noise_"
 _PART = 65536  # clips
-_SPEAKER = re.compile(rb"(?:^|/)([0-9a-f]{8})_nohash_[0-9]+\.[^/]*$")
 
 
-def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
-    """List the recordings in ``audio_dir/<label>/**``; folders that begin with ``_`` or ``.`` are no labels.
+def scan_corpus(audio_dir: Path, *, every: bool = False) -> tuple[np.ndarray, dict[str, int]]:
+    """List the recordings below a folder, but for folders that begin with ``_`` or ``.``.
+
+    Parameters
+    ----------
+    every : list whatever files there are, also below ``_`` folders: a table says which are recordings
 
     Returns
     -------
     listing : np.ndarray [shape=(n,)] with the fields clip_id (bytes, UTF-8), size (bytes) and mtime_ns, sorted by
         clip_id, whatever the order of the file system
-    ignored : suffix → count of files that are not recordings
+    ignored : suffix → count of files that are not recordings, but for those that lie beside the labels
 
     Raises
     ------
@@ -38,12 +40,12 @@ def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
         )
     parts, found, ignored = [], [], collections.Counter[str]()
     prefix = len(os.fsencode(os.path.join(audio_dir, "")))
-    for entry in walk(str(audio_dir), skipped=("_", ".")):
+    for entry in walk(str(audio_dir), skipped=(".",) if every else ("_", ".")):
         name = os.fsencode(entry.path)[prefix:]
-        if b"/" not in name:  # beside the labels, as the corpus's lists
-            continue
-        if not entry.name.lower().endswith(EXTENSIONS):
-            ignored[os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
+        if not (every or is_recording(entry.name)):
+            if b"/" in name:  # else beside the labels, as the corpus's lists
+                hidden = entry.name.startswith(".")
+                ignored[".*" if hidden else os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
             continue
         try:
             status = entry.stat()
@@ -54,7 +56,11 @@ def scan_corpus(audio_dir: Path) -> tuple[np.ndarray, dict[str, int]]:
             parts.append(_listing(audio_dir, found))
             found.clear()
     if not parts and not found:
-        raise InputError(f"{audio_dir}: no recordings; expected {audio_dir}/<label>/*{{{','.join(EXTENSIONS)}}}")
+        foreign = sum(ignored[suffix] for suffix in FOREIGN)
+        raise InputError(
+            f"{audio_dir}: no recordings; expected {audio_dir}/<label>/*{{{','.join(EXTENSIONS)}}}"
+            + (f"; {foreign:,} files are of kinds that cannot be decoded here: {CONVERT}" if foreign else "")
+        )
     listing = np.concatenate([*parts, _listing(audio_dir, found)])
     parts.clear()
     return listing[np.argsort(listing["clip_id"], kind="stable")], ignored
@@ -72,7 +78,7 @@ def _listing(audio_dir: Path, found: list[tuple[bytes, int, int]]) -> np.ndarray
 
 
 def walk(top: str, *, skipped: tuple[str, ...] = ()) -> Iterator[os.DirEntry]:
-    """Everything below a folder that is no folder, but for names that begin with a dot; in no order.
+    """Everything below a folder that is no folder, in no order.
 
     Links to folders are followed, except to a folder that they lie in.
 
@@ -90,8 +96,7 @@ def walk(top: str, *, skipped: tuple[str, ...] = ()) -> Iterator[os.DirEntry]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not _is_folder(entry):
-                    if not entry.name.startswith("."):
-                        yield entry
+                    yield entry
                 elif not entry.name.startswith(skipped) and (here := _identity(entry.stat())) not in above:
                     waiting.append((entry.path, (*above, here)))
 
@@ -113,20 +118,10 @@ def from_names(function: Callable[[bytes], bytes], names: np.ndarray) -> np.ndar
     return np.concatenate([np.array([*map(function, names[at : at + _PART].tolist())], bytes) for at in starts])
 
 
-def labels_of(clip_ids: np.ndarray) -> np.ndarray:
-    """The label of each clip_id: its first folder [shape=(n,), dtype=bytes]."""
-    return from_names(lambda name: name.partition(b"/")[0], clip_ids)
-
-
-def speakers_of(clip_ids: np.ndarray) -> np.ndarray:
-    """The speaker of each clip_id, from ``<8 hex>_nohash_<n>``; empty where the name carries none."""
-    return from_names(lambda name: match[1] if (match := _SPEAKER.search(name)) else b"", clip_ids)
-
-
 def noise_files(audio_dir: Path) -> list[Path]:
     """The corpus's background recordings, sorted."""
     folder = Path(audio_dir) / NOISE_FOLDER
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS and not path.is_dir())
+    return sorted(path for path in folder.glob("*") if is_recording(path.name) and not path.is_dir())
 
 
 def noise_digest(files: list[Path]) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from cache.cli import InputError
+from cache.clip_id import split_clip_id
 from cache.config import FeatureConfig
 from cache.files import WORKERS_LOCK, shared_lock
 from cache.memory import keep_freed_memory
 from cache.shard import write_shard, write_sidecar
 
-FLAGS = ("padded", "cropped", "resampled", "silent")  # of a clip, as bits in a sidecar
+FLAGS = ("padded", "cropped", "resampled", "silent", "cancelled")  # of a clip, as bits in a sidecar
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class ShardTask:
     filters: np.ndarray
     """The mel filterbank, so that workers need not import librosa."""
     listing: np.ndarray
-    """The clips, as `pipeline.scan.scan_corpus` lists them."""
+    """The clips, as in `pipeline.clips`."""
 
 
 def build_shard(task: ShardTask) -> tuple[int, int, int]:
@@ -54,6 +55,7 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
         _stop_if_orphan()
         names = [name.decode() for name in task.listing["clip_id"].tolist()]
         loaded = [_load(task, name) for name in names]
+        _read.cache_clear()
         clips = [(name, samples) for name, (samples, *_) in zip(names, loaded, strict=True) if samples is not None]
         _, hashes, flags, reasons = zip(*loaded, strict=True)
         entry: dict[str, Any] = {"rows": 0, "bytes": 0, "checksum": ""}
@@ -75,19 +77,28 @@ def _stop_if_orphan() -> None:
 
 
 def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]:
-    """Decode one file; returns samples or None, content hash, flag bits, and the reason of a refusal or ""."""
-    from pipeline.decode import content_digest, read_clip, read_file, reason_of
+    """Decode one clip; returns samples or None, its file's digest, flag bits, and the reason of a refusal or ""."""
+    from pipeline.decode import read_clip, reason_of
 
+    file, part = split_clip_id(name)
     digest = ""
     try:
-        data = read_file(os.path.join(task.audio_dir, name))
-        digest = content_digest(data)
-        clip = read_clip(data, task.config)
+        data, digest = _read(os.path.join(task.audio_dir, file))
+        clip = read_clip(data, task.config, part)
     except InputError as error:
         return None, digest or "-", 0, str(error)
     except OSError as error:
         return None, "", 0, reason_of(error)  # without a hash: the next build tries it again
     return clip.samples, digest, sum(getattr(clip, name) << bit for bit, name in enumerate(FLAGS)), ""
+
+
+@functools.lru_cache(maxsize=1)  # parts of a recording follow each other
+def _read(path: str) -> tuple[bytes, str]:
+    """The content of a file, and its digest."""
+    from pipeline.decode import content_digest, read_file
+
+    data = read_file(path)
+    return data, content_digest(data)
 
 
 def _render(task: ShardTask, clips: list[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:

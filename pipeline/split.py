@@ -6,6 +6,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.index import NO_FOLD, TEST, TRAIN
+from pipeline.clips import VALIDATION
 from pipeline.scan import from_names
 
 
@@ -96,14 +97,13 @@ def _check_folds(folds_of: np.ndarray, targets: np.ndarray, folds: int, classes:
 
 
 def split_clips(
-    clip_ids: np.ndarray,
+    clips: np.ndarray,
     targets: np.ndarray,
-    speakers: np.ndarray,
     *,
     classes: list[str],
-    test_ids: set[bytes],
-    validation_ids: set[bytes] | None,
+    contents: np.ndarray,
     folds: int,
+    official: bool,
     group_by: str,
     seed: int,
     known: dict[bytes, int],
@@ -112,9 +112,12 @@ def split_clips(
 
     Parameters
     ----------
-    test_ids : clips of the split "test", which belong to no fold
-    validation_ids : the corpus's official validation list, which becomes the only fold; or None for `folds` folds
-    group_by : "auto" (speakers where any file name carries one), "speaker" or "none"
+    clips : as in `pipeline.clips`; clips for validation become the only fold, given folds are kept
+    targets : class of each clip [shape=(n,), dtype=int]
+    contents : digest of each clip's file, empty where it is not known [shape=(n,), dtype=bytes]; where two files are
+        the same, their speakers share a fold
+    official : whether there must be clips for validation
+    group_by : "auto" (speakers where any is known), "speaker" or "none"
     known : speaker or clip_id → fold, from an earlier build with the same settings
 
     Returns
@@ -122,26 +125,49 @@ def split_clips(
     split : np.ndarray [shape=(n,), dtype=uint8]
     fold : np.ndarray [shape=(n,), dtype=int16], NO_FOLD for clips that are never held out
     """
-    split = np.where(_named(clip_ids, test_ids), TEST, TRAIN).astype(np.uint8)
-    if test_ids and not (split == TEST).any():
-        raise InputError("testing_list.txt names no clip of this corpus; it names them as <label>/<file>: correct it")
-    fold = np.full(len(clip_ids), NO_FOLD, np.int16)
-    free = split == TRAIN
-    if validation_ids is not None:
-        held_out = free & _named(clip_ids, validation_ids)
-        if not held_out.any():
-            raise InputError("--split official: validation_list.txt names no clip of this corpus; use --split kfold")
-        fold[held_out] = 0
+    split = np.where(clips["split"] == TEST, TEST, TRAIN).astype(np.uint8)
+    fold, speakers = clips["fold"].copy(), clips["speaker"]
+    validation = clips["split"] == VALIDATION
+    if validation.any():
+        fold[:] = NO_FOLD
+        fold[validation] = 0
         return split, fold
+    if official:
+        raise InputError("--split official: validation_list.txt names no clip of this corpus; use --split kfold")
     if group_by == "speaker" and not (speakers != b"").any():
-        raise InputError("--group-by speaker: no file is named <8 hex>_nohash_<n>; use --group-by none")
-    groups = clip_ids if group_by == "none" else np.where(speakers == b"", clip_ids, speakers)
-    fold[free] = assign_folds(targets[free], groups[free], folds=folds, seed=seed, classes=classes, known=known)
+        raise InputError("--group-by speaker: no speaker is known; name them with --pattern, or use --group-by none")
+    free = np.flatnonzero((split == TRAIN) & (fold == NO_FOLD))
+    if not len(free):
+        return split, fold
+    groups = clips["clip_id"] if group_by == "none" else np.where(speakers == b"", clips["clip_id"], speakers)
+    groups, known = _joined(groups[free], contents[free], known)
+    present, numbers = np.unique(targets[free], return_inverse=True)
+    names = [classes[target] for target in present.tolist()]
+    fold[free] = assign_folds(numbers, groups, folds=folds, seed=seed, classes=names, known=known)
     return split, fold
 
 
-def _named(clip_ids: np.ndarray, names: set[bytes]) -> np.ndarray:
-    return np.isin(clip_ids, np.array(sorted(names), bytes)) if names else np.zeros(len(clip_ids), bool)
+def _joined(groups: np.ndarray, contents: np.ndarray, known: dict[bytes, int]) -> tuple[np.ndarray, dict[bytes, int]]:
+    """Groups that share a content, as one; and their known folds."""
+    copies = np.flatnonzero(contents != b"")
+    _, content, counts = np.unique(contents[copies], return_inverse=True, return_counts=True)
+    copies, content = copies[counts[content] > 1], content[counts[content] > 1]
+    if not len(copies):
+        return groups, known
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names, group = np.unique(groups, return_inverse=True)
+    nodes = len(names) + int(content.max()) + 1
+    edges = coo_array((np.ones(len(copies)), (group[copies], len(names) + content)), (nodes, nodes))
+    component = connected_components(edges, directed=False)[1][: len(names)]
+    _, first = np.unique(component, return_index=True)
+    name_of = names[first[component]]  # the first by name stands for all
+    folds: dict[bytes, int] = {}
+    for name, shared in zip(names.tolist(), name_of.tolist(), strict=True):
+        if name in known:
+            folds.setdefault(shared, known[name])
+    return name_of[group], folds
 
 
 def split_digest(clip_ids: np.ndarray, split: np.ndarray, fold: np.ndarray) -> str:

@@ -17,16 +17,21 @@ from pipeline.truncated import check_whole
 _BLOCK = 1 << 16  # frames
 
 
-def duration_seconds(path: str) -> float:
-    """Length of a recording by its header; 0 where it has none that can be read."""
+def read_header(path: str) -> tuple[int, int] | None:
+    """Frames and rate (Hz) of a recording by its header; None where it has none that can be read."""
     import soundfile
 
     try:
-        with decoding():
-            found = soundfile.info(open_recording(path))
+        with decoding(), soundfile.SoundFile(open_recording(path)) as file:
+            return file.frames, file.samplerate
     except (InputError, OSError):
-        return 0.0
-    return found.frames / found.samplerate
+        return None
+
+
+def duration_seconds(path: str) -> float:
+    """Length of a recording by its header; 0 where it has none that can be read."""
+    frames, rate = read_header(path) or (0, 1)
+    return frames / rate
 
 
 def read_blocks(path: str, config: FeatureConfig) -> Iterator[np.ndarray]:

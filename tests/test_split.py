@@ -1,5 +1,7 @@
 """Folds: what scikit-learn's StratifiedGroupKFold promises, and what it does not."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from cache.cli import InputError
 from cache.index import NO_FOLD, TEST, TRAIN
-from pipeline.scan import labels_of, speakers_of
+from pipeline.clips import VALIDATION
+from pipeline.names import match_names
 from pipeline.split import assign_folds, split_clips, split_digest
 
 
@@ -106,11 +109,19 @@ def test_known_groups_keep_their_fold():
 
 
 def split(names: list[bytes], **changes):
-    clip_ids = np.array(names)
-    labels, targets = np.unique(labels_of(clip_ids), return_inverse=True)
-    settings = {"test_ids": set(), "validation_ids": None, "folds": 2, "group_by": "auto", "seed": 0, "known": {}}
+    clips = clips_of(names)
+    for name, side in (("test", TEST), ("validation", VALIDATION)):
+        clips["split"][np.isin(clips["clip_id"], changes.pop(name, []))] = side
+    labels, targets = np.unique(clips["label"], return_inverse=True)
+    contents = np.zeros(len(clips), "S1")
+    settings = {"contents": contents, "folds": 2, "official": False, "group_by": "auto", "seed": 0, "known": {}}
     settings.update(classes=[label.decode() for label in labels.tolist()], **changes)
-    return split_clips(clip_ids, targets, speakers_of(clip_ids), **settings)
+    return split_clips(clips, targets, **settings)
+
+
+def clips_of(names: list[bytes], pattern: str | None = None) -> np.ndarray:
+    listing = np.array([(name, 1, 1) for name in names], [("clip_id", "S99"), ("size", "<i8"), ("mtime_ns", "<i8")])
+    return match_names(listing, pattern, Path("audio"))[0]
 
 
 NAMES = [b"%b/%08x_nohash_%d.wav" % (word, s, n) for word in (b"no", b"yes") for s in range(8) for n in range(2)]
@@ -118,26 +129,43 @@ NAMES = [b"%b/%08x_nohash_%d.wav" % (word, s, n) for word in (b"no", b"yes") for
 
 def test_test_clips_are_in_no_fold():
     """What testing_list.txt names is never trained on nor held out."""
-    parts, fold = split(NAMES, test_ids=set(NAMES[:4]) | {b"no/not-there.wav"})
+    parts, fold = split(NAMES, test=NAMES[:4])
     assert (parts[:4] == TEST).all()
     assert (parts[4:] == TRAIN).all()
     assert ((fold == NO_FOLD) == (parts == TEST)).all()
 
 
-def test_a_testing_list_that_names_no_clip_is_refused():
-    """Clips that are meant for the final figure are not trained on for a slip in their names."""
-    with pytest.raises(InputError, match="names no clip of this corpus"):
-        split(NAMES, test_ids={NAMES[0].replace(b".wav", b".flac")})
+def test_clips_for_validation_are_the_only_fold():
+    """An official split has one fold; its other clips are never held out; without such clips it is refused."""
+    parts, fold = split(NAMES, validation=NAMES[:6], test=NAMES[6:8], official=True)
+    assert (fold[:6] == 0).all()
+    assert (fold[6:] == NO_FOLD).all()
+    assert (parts == TEST).sum() == 2
+    with pytest.raises(InputError, match=r"validation_list\.txt names no clip of this corpus; use --split kfold"):
+        split(NAMES, official=True)
+
+
+def test_copies_share_a_fold_and_known_speakers_keep_theirs():
+    """Files with the same content bring their speakers together, in the fold that one of them had before."""
+    contents = np.zeros(len(NAMES), "S4")
+    contents[[0, 14]] = contents[[5, 31]] = b"same"  # of speakers 0 and 7, 2 and 7
+    contents[[8, 12]] = b"more"  # of speakers 4 and 6
+    speaker = clips_of(NAMES)["speaker"]
+    for known in (0, 1):
+        fold = split(NAMES, contents=contents, known={b"%08x" % 7: known})[1]
+        assert {*fold[np.isin(speaker, [b"%08x" % s for s in (0, 2, 7)])].tolist()} == {known}
+        assert len({*fold[np.isin(speaker, [b"%08x" % s for s in (4, 6)])].tolist()}) == 1
+        assert len({*fold.tolist()}) == 2
 
 
 def test_group_by():
     """Speakers stay together by default, and need not with "none"; "speaker" refuses names without one."""
-    speakers = speakers_of(np.array(NAMES))
+    speakers = clips_of(NAMES)["speaker"]
     fold = split(NAMES)[1]
     assert all(len(np.unique(fold[speakers == speaker])) == 1 for speaker in speakers)
     fold = split(NAMES, group_by="none")[1]
     assert any(len(np.unique(fold[speakers == speaker])) == 2 for speaker in speakers)
-    with pytest.raises(InputError, match="no file is named <8 hex>_nohash_<n>; use --group-by none"):
+    with pytest.raises(InputError, match="no speaker is known; name them with --pattern, or use --group-by none"):
         split([b"no/a.wav", b"no/b.wav", b"yes/a.wav", b"yes/b.wav"], group_by="speaker")
 
 

@@ -49,7 +49,7 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     if wrong < FEW_ERRORS and world.is_main:
         say(f"the temperature rests on {wrong} errors, and so is uncertain; {remedy}", error=True)
     temperature = _temperature_of(mean, judged.targets)
-    if not options.input and all(member.calibrated for member in members):
+    if not options.source and all(member.calibrated for member in members):
         singles = [_temperature_of(probs[0], judged.targets) for probs in judged.probs]
         temperature = float(np.clip(temperature / np.exp(np.log(singles).mean()), *RANGE))
     ensemble.temperature = temperature

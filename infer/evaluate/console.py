@@ -33,6 +33,8 @@ def _print_accuracies(figures: dict[str, Any]) -> None:
     names = {"single": "single (mean)", "hard": "hard", "soft": "soft", "soft_tta": f"soft + {figures.get('tta')} TTA"}
     rows = [(row["member"], row) for row in figures["members"]]
     rows += [(names[key], figures[key]) for key in names if figures[key]]
+    if whole := figures["recordings"]:
+        rows.append((f"of {whole['recordings']:,} recordings, the mean of their clips", whole))
     cells = [(name, f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}") for name, row in rows]
     print_table(f"{figures['source']}: {figures['clips']:,} clips", cells, ("", "accuracy", "95% interval"))
     if figures.get("ece") is not None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from cache.clip_id import file_of
 from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
@@ -21,11 +22,11 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     InputError : nothing to judge, or a member that belongs to another split
     """
     members = load_alike(options, world)
-    if options.input is None and options.split == "oof":
+    if options.source is None and options.split == "oof":
         return world.decide(lambda: out_of_fold_figures(members, *out_of_fold(members, options.cache_dir)))
     recordings = world.decide(lambda: labelled_recordings(members, options))
     judged = judge_labelled(members, recordings, options, world)
-    return ensemble_figures(members, judged, options.input or "the split test")
+    return ensemble_figures(members, judged, options.source or "the split test")
 
 
 def out_of_fold_figures(members: list[Member], clips: JudgedClips, mean: np.ndarray) -> dict[str, Any]:
@@ -63,6 +64,20 @@ def _figures(members: list[Member], clips: JudgedClips, verdict: np.ndarray) -> 
         "clips": len(targets),
         "single": interval(right.mean() * len(targets), len(targets)),
         "members": singles,
+        "recordings": _per_recording(clips, verdict),
         "recall": recalls(best, targets, members[0].classes),
         "confusions": confusions(best, targets, members[0].classes),
     }
+
+
+def _per_recording(clips: JudgedClips, verdict: np.ndarray) -> dict[str, Any] | None:
+    """The accuracy of the mean over all parts of a recording; None where every clip is a recording of its own."""
+    files = np.array([file_of(name) for name in clips.names])
+    _, first, recording = np.unique(
+        np.char.add(files, clips.targets.astype(str)), return_index=True, return_inverse=True
+    )
+    if len(first) == len(files):
+        return None
+    total = np.zeros((len(first), verdict.shape[1]))
+    np.add.at(total, recording, verdict)
+    return {"recordings": len(first), **accuracy_of(total, clips.targets[first])}

@@ -17,7 +17,7 @@ from cache.config import FeatureConfig
 from infer.members import Member, shared_clip
 from infer.views import SHIFT, SNR_DB, white_noise
 from pipeline.decode import MAX_LEVEL
-from pipeline.features import AMIN
+from pipeline.features import AMIN, UNIT_DB, ZERO_DB, frame_window
 from pipeline.filterbank import mel_filterbank
 
 
@@ -47,7 +47,6 @@ class GraphLogMel(nn.Module):
         self.config, self.p, self.q = config, p, q
         self.grain = math.gcd(hop, n_fft)  # frames are gathered in pieces of so many samples
         pieces = np.arange(config.n_frames)[:, None] * (hop // self.grain) + np.arange(n_fft // self.grain)
-        window = torch.hann_window(n_fft, dtype=torch.float64).numpy()
         turn = 2 * np.pi * (np.outer(remainders, np.arange(p)) % p) / p
         first = np.stack([np.cos(turn), -np.sin(turn)], axis=1)  # (remainders, re and im, p)
         bins = remainders[:, None] + p * np.arange(q)  # (remainders, q)
@@ -56,7 +55,7 @@ class GraphLogMel(nn.Module):
         second = np.block([[cos, -sin], [sin, cos]])  # (remainders, 2q, 2q)
         mirrored = np.minimum(bins, n_fft - bins)
         filters = mel_filterbank(config).T[mirrored] / np.bincount(mirrored.ravel())[mirrored][..., None]
-        constants = {"window": window, "first": first.reshape(-1, p), "second": second}
+        constants = {"window": frame_window(config), "first": first.reshape(-1, p), "second": second}
         constants["filters"] = np.concatenate([filters, filters], axis=1)  # (remainders, 2q, n_mels)
         for name, values in constants.items():
             self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))
@@ -75,9 +74,12 @@ class GraphLogMel(nn.Module):
         loudest = mel.amax(dim=(1, 2), keepdim=True)
         floor = (loudest.log() - config.top_db * math.log(10) / 10).clamp_min(math.log(AMIN))
         values = torch.maximum(mel.log(), floor)
-        values = values - values.mean(dim=(1, 2), keepdim=True)
-        values = values * values.square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).rsqrt()
-        values = torch.where(loudest > AMIN, values, torch.zeros_like(values))
+        if config.normalize == "clip":
+            values = values - values.mean(dim=(1, 2), keepdim=True)
+            values = values * values.square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).rsqrt()
+            values = torch.where(loudest > AMIN, values, torch.zeros_like(values))
+        else:
+            values = (values * (10 / math.log(10)) - ZERO_DB) / UNIT_DB
         return values.transpose(1, 2)[:, None].half().float()
 
 

@@ -98,11 +98,11 @@ def judge_sources(options: ReportOptions, members: list[Member], world: World) -
     InputError : what the flags name is not to be had; with ``--split auto``, neither is
     """
     sources, errors = [], []
-    if options.input or options.split != "oof":
+    if options.source or options.split != "oof":
         try:
             sources.append(_recordings(options, members, world))
         except InputError as error:
-            if options.input or options.split == "test":
+            if options.source or options.split == "test":
                 raise
             errors.append(error)
     try:
@@ -117,7 +117,7 @@ def judge_sources(options: ReportOptions, members: list[Member], world: World) -
 def _recordings(options: ReportOptions, members: list[Member], world: World) -> Source:
     recordings = world.decide(lambda: labelled_recordings(members, options))
     clips = judge_labelled(members, recordings, options, world)
-    figures = ensemble_figures(members, clips, options.input or "the split test")
+    figures = ensemble_figures(members, clips, options.source or "the split test")
     return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs))
 
 

@@ -1,0 +1,75 @@
+"""The table of a corpus's clips, while it is put together.
+
+Its columns: clip_id, size (bytes) and mtime_ns of the file, label, speaker (empty where none is known), split, and
+fold (-1 where none is given).
+"""
+
+import re
+
+import numpy as np
+
+from cache.clip_id import Part
+from cache.index import NO_FOLD, TEST, TRAIN
+
+VALIDATION = 2  # in the column "split" here; in a cache it is a fold
+SPLITS = {
+    **dict.fromkeys(("train", "training", ""), TRAIN),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
+}
+_DIGITS = re.compile(r"(\d+)")
+_PART = 65536  # clips
+
+
+class Rows:
+    """Collects clips; a part at a time, because Python's objects take several times the memory of arrays."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._rows: list[tuple] = []
+        self._folds: dict[str, int] = {}
+
+    def add(
+        self, file: tuple, part: Part | None, label: str, speaker: str, split: str = "", fold: str | None = None
+    ) -> None:
+        """Add a clip.
+
+        Parameters
+        ----------
+        file : clip_id, size, mtime_ns
+        fold : its name; None where the corpus names no folds
+
+        Raises
+        ------
+        ValueError : names the fault, where `split` or `fold` is none
+        """
+        number, side = NO_FOLD, SPLITS.get(split.lower())
+        if side is None:
+            raise ValueError(f"the split {split!r}; expected train, validation or test")
+        if fold is not None and side != TEST:
+            if not fold:
+                raise ValueError("no fold")
+            number = self._folds.setdefault(fold, len(self._folds))
+        name, size, mtime_ns = file
+        name += str(part).encode() if part else b""
+        self._rows.append((name, size, mtime_ns, label.encode(), speaker.encode(), side, number))
+        if len(self._rows) == _PART:
+            self._parts.append(as_clips(self._rows))
+            self._rows.clear()
+
+    def clips(self) -> tuple[np.ndarray, list[str]]:
+        """All clips in the order in which they came, and the names of the folds, which are numbered in their order."""
+        clips = np.concatenate([*self._parts, as_clips(self._rows)])
+        names = sorted(self._folds, key=lambda name: [t.zfill(9) if t.isdigit() else t for t in _DIGITS.split(name)])
+        number = np.array([*map(names.index, self._folds), NO_FOLD], np.int16)
+        clips["fold"] = number[clips["fold"]]
+        return clips, names
+
+
+def as_clips(rows: list[tuple]) -> np.ndarray:
+    """Clips as of `Corpus` from rows of its columns."""
+    name, label, speaker = (max([1, *(len(row[at]) for row in rows)]) for at in (0, 3, 4))
+    columns = [("clip_id", f"S{name}"), ("size", "<i8"), ("mtime_ns", "<i8")]
+    return np.array(
+        rows, [*columns, ("label", f"S{label}"), ("speaker", f"S{speaker}"), ("split", "u1"), ("fold", "<i2")]
+    )

@@ -1,0 +1,65 @@
+"""What a build would lose of the recordings, by a look at their headers."""
+
+import collections
+import os
+
+import numpy as np
+
+from cache.clip_id import file_of
+from cache.config import MAX_SECONDS, FeatureConfig
+from pipeline.options import BuildOptions
+from pipeline.stream import read_header
+
+_LOOKS = 2000  # at most, evenly spread
+_USUAL = 0.5  # of the recordings that were looked at
+
+
+def describe_loss(clip_ids: np.ndarray, options: BuildOptions, config: FeatureConfig) -> list[str]:
+    """Where most recordings hold more than the features keep: what is lost, and the flags that would keep it.
+
+    Parameters
+    ----------
+    clip_ids : of the clips to build [shape=(n,), dtype=bytes]
+    """
+    some = clip_ids[np.linspace(0, len(clip_ids) - 1, min(len(clip_ids), _LOOKS)).round().astype(int)].tolist()
+    files = sorted({file_of(name.decode()) for name in some})
+    found = [header for file in files if (header := read_header(os.path.join(options.audio_dir, file)))]
+    if not found:
+        return []
+    seconds = np.array([frames / rate for frames, rate in found])
+    rates = np.array([rate for _, rate in found])
+    rate = collections.Counter(rates.tolist()).most_common(1)[0][0]
+    longer = seconds > 1.01 * config.clip_seconds
+    parts = any(b"#t=" in name for name in some)  # a table has chosen them
+    alike, what, keep, kept = np.ones(len(found), bool), "are", [], ""
+    if longer.mean() > _USUAL and not parts and options.long == "loudest":
+        usual = float(np.median(seconds[longer]))
+        alike = np.abs(seconds - usual) <= 0.01 * usual
+        kept = f"the loudest {config.clip_seconds:g} s at "
+        if alike.mean() > _USUAL and usual <= MAX_SECONDS:
+            what, keep = f"last {usual:.3g} s", [f"--clip-seconds {usual:.3g}"]
+        else:
+            alike, what, keep = longer, f"last up to {seconds.max():.3g} s", ["--long split"]
+    if (rates == rate).mean() > _USUAL and rate != config.sample_rate:
+        alike = alike & (rates == rate)
+        what, keep = f"{what} at {rate:,} Hz", [*keep, f"--sample-rate {rate}"]
+    if not keep:
+        return []
+    purpose = "all" if kept or rate > config.sample_rate else "their rate"
+    looked = "looked at " if len(files) < len(clip_ids) else ""
+    return [
+        f"{alike.sum():,} of {looked}{len(found):,} recordings {what}; kept: {kept}{config.sample_rate:,} Hz; "
+        f"to keep {purpose}: {' '.join(keep)}"
+    ]
+
+
+def describe_gaps(config: FeatureConfig) -> list[str]:
+    """How much of a clip lies between its frames, if anything, and the flags that would leave no gap."""
+    seen = config.win_length or config.n_fft
+    if config.hop_length <= seen:
+        return []
+    wider = -(-config.samples // seen) + 1
+    return [
+        f"{1 - seen / config.hop_length:.0%} of each clip lies between the frames, of {seen:,} samples every "
+        f"{config.hop_length:,}; to see all: --width {wider}, or --n-fft {1 << (config.hop_length - 1).bit_length()}"
+    ]

@@ -1,0 +1,106 @@
+"""What a wake word needs beside its recordings: the label "unknown" for other words, and "silence" for background."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from cache.cli import InputError
+from cache.clip_id import Part
+from cache.index import NO_FOLD, TEST, TRAIN
+from pipeline.clips import VALIDATION, as_clips
+from pipeline.options import BuildOptions
+from pipeline.scan import NOISE_FOLDER, noise_files
+from pipeline.stream import duration_seconds
+
+UNKNOWN, SILENCE = "unknown", "silence"
+_QUIETEST = -40.0  # dB, of background that becomes silence
+
+
+def keep_labels(clips: np.ndarray, options: BuildOptions) -> tuple[np.ndarray, str]:
+    """All clips of the labels to keep, and a sample of the others under the label "unknown".
+
+    The sample takes from each speaker one clip before it takes two from any.
+
+    Parameters
+    ----------
+    clips : as in `pipeline.clips`
+
+    Returns
+    -------
+    (clips, what was done in words)
+    """
+    wanted = [label.strip() for label in (options.keep or "").split(",")]
+    labels = [label.decode() for label in np.unique(clips["label"]).tolist()]
+    for label in wanted:
+        if label not in labels:
+            raise InputError(f"--keep: no label {label!r}; the corpus has {', '.join(labels)}")
+    kept = np.isin(clips["label"], [label.encode() for label in wanted])
+    share = 1 / len(wanted) if options.unknown_share is None else options.unknown_share
+    others = clips[~kept]
+    chosen = others[_by_speaker(others, options.seed)][: round(share * kept.sum())]
+    unknown = as_clips([(*row[:3], UNKNOWN.encode(), *row[4:]) for row in chosen.tolist()])
+    note = f"{UNKNOWN}: {len(unknown):,} of {len(others):,} clips of other labels (--unknown-share)"
+    return np.concatenate([clips[kept], unknown]), note
+
+
+def _by_speaker(clips: np.ndarray, seed: int) -> np.ndarray:
+    """A random order in which every speaker comes once before any comes twice [shape=(n,)]."""
+    random = np.array(
+        [hashlib.sha256(b"%d/%b" % (seed, name)).digest()[:8] for name in clips["clip_id"].tolist()], "S8"
+    )
+    who = np.where(clips["speaker"] == b"", clips["clip_id"], clips["speaker"])
+    order = np.lexsort((random, who))
+    first = np.searchsorted(who[order], who[order])  # of the clip's speaker
+    turn = np.empty(len(clips), np.int64)
+    turn[order] = np.arange(len(clips)) - first
+    return np.lexsort((random, turn))
+
+
+def add_silence(clips: np.ndarray, options: BuildOptions, folds: int) -> np.ndarray:
+    """Add parts of the background recordings at random levels, under the label "silence".
+
+    Every fold, and every other side of the split, has a stretch of each recording to itself.
+
+    Parameters
+    ----------
+    clips : as in `pipeline.clips`
+    folds : that the corpus names; 0 where it names none
+
+    Raises
+    ------
+    InputError : no background recordings, or too short ones
+    """
+    files = noise_files(Path(options.audio_dir))
+    if not files:
+        raise InputError(f"--silence: no recordings in {options.audio_dir}/{NOISE_FOLDER}")
+    lengths = np.array([duration_seconds(str(file)) for file in files])
+    sides = _sides(clips["split"], folds or options.folds)
+    edges = np.cumsum([0.0, *(share for *_, share in sides)])
+    rng = np.random.default_rng(options.seed)
+    rows = []
+    for number in range(options.silence):
+        side = int(np.searchsorted(edges[1:-1], (number + 0.5) / options.silence, side="right"))
+        begin, end = edges[side] * lengths, edges[side + 1] * lengths - options.clip_seconds
+        roomy = np.flatnonzero(end > begin)
+        if not len(roomy):
+            raise InputError(
+                f"--silence: the background recordings are too short to give each of {len(sides)} folds and splits "
+                f"{options.clip_seconds:g} s of its own; the longest lasts {lengths.max():.1f} s"
+            )
+        at = int(rng.choice(roomy))
+        start, status = rng.uniform(begin[at], end[at]), files[at].stat()
+        part = Part(start, start + options.clip_seconds, rng.uniform(_QUIETEST, 0))
+        name = f"{NOISE_FOLDER}/{files[at].name}{part}".encode()
+        rows.append((name, status.st_size, status.st_mtime_ns, SILENCE.encode(), b"", *sides[side][:2]))
+    return np.concatenate([clips, as_clips(rows)])
+
+
+def _sides(split: np.ndarray, folds: int) -> list[tuple[int, int, float]]:
+    """Split, fold and share of the clips of each side of a corpus's split."""
+    shares = [float((split == side).mean()) for side in (TRAIN, VALIDATION, TEST)]
+    if shares[1]:
+        training = [(TRAIN, NO_FOLD, shares[0]), (VALIDATION, NO_FOLD, shares[1])]
+    else:
+        training = [(TRAIN, fold, shares[0] / folds) for fold in range(folds)]
+    return [side for side in (*training, (TEST, NO_FOLD, shares[2])) if side[2]]
