@@ -128,7 +128,8 @@ def _recordings(cache: Cache, mask: np.ndarray, options: EnsembleOptions) -> Rec
     InputError : no file is there
     """
     names, folder = _names(cache, mask), find_corpus(cache, options.audio_dir)
-    recordings = Recordings([str(folder / name) for name in names], names)
+    labels = [cache.classes[target] for target in cache.clips["target"][mask].tolist()]
+    recordings = Recordings([str(folder / name) for name in names], names, labels=labels)
     missing = sum(not os.path.exists(file_of(path)) for path in recordings.paths)
     if 0 < missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")

@@ -48,7 +48,8 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
     shards, counts, folds = cache.index["shards"], cache.index["counts"], cache.index["split"]["folds"]
     speed = f", {summary.built / summary.seconds:,.0f} clips/s" if summary.built else ""
     tested, views = cache.test_clips, cache.config.num_views
-    speakers = f" of {cache.speakers:,} speakers" if cache.speakers else ""
+    groups = "speakers" if options.long != "split" and not options.manifest else "groups"
+    speakers = f" of {cache.speakers:,} {groups}" if cache.speakers else ""
     clips = f"{len(cache.clips):,} clips{speakers}" + (f" ({tested:,} in the test split)" if tested else "")
     lines = [
         f"{cache.folder}",

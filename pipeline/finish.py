@@ -149,7 +149,7 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray) -> list[s
             other = next(at for at, label in enumerate(labels) if label != labels[0])
             two_labels.append(f"{names[0]} ({labels[0]}) = {names[other]} ({labels[other]})")
     with csv_table(path, ["file", "label", "same_as", "its_label"]) as table:
-        table.writerows(rows)
+        table.writerows(sorted(rows, key=lambda row: (row[2], row[0])))
     notes = [f"{len(rows):,} recordings are copies of others, with which they share a fold: {path}"]
     if two_labels:
         notes.append(f"{len(two_labels):,} recordings stand under two labels, such as {'; '.join(two_labels[:3])}")

@@ -75,10 +75,8 @@ def match_names(listing: np.ndarray, pattern: str | None, audio_dir: Path) -> tu
     names = [label.decode() for label in np.unique(clips["label"]).tolist()]
     if not pattern and all(map(_SPLIT_LIKE.fullmatch, names)):
         kind = "fold" if names[0].lower().startswith("fold") else "split"
-        notes.append(
-            f"the labels are {', '.join(names[:4])}: if these are {kind}s, build with "
-            f"--pattern '(?P<{kind}>[^/]+)/(?P<label>[^/]+)/', or with --manifest"
-        )
+        deeper = f"--pattern '(?P<{kind}>[^/]+)/(?P<label>[^/]+)/', or with " if 2 * deep > len(clips) else ""
+        notes.append(f"the labels are {', '.join(names[:4])}: if these are {kind}s, build with {deeper}--manifest")
     notes.append(_describe_speakers(clips, pattern, deep))
     return clips, folds, notes
 

@@ -1,5 +1,8 @@
 """The fast log-mel against librosa in double precision, and decoding against libsndfile."""
 
+import dataclasses
+import hashlib
+import json
 import warnings
 from pathlib import Path
 
@@ -55,6 +58,7 @@ def reference(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
         sr=config.sample_rate,
         n_fft=config.n_fft,
         hop_length=config.hop_length,
+        win_length=config.win_length or None,
         n_mels=config.n_mels,
         fmin=config.fmin,
         fmax=config.fmax,
@@ -63,6 +67,8 @@ def reference(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
         dtype=np.float64,
     )
     decibels = librosa.power_to_db(power, top_db=config.top_db)
+    if config.normalize == "none":
+        return (decibels + 40) / 20
     centred = decibels - decibels.mean()
     return centred / centred.std() if decibels.max() > decibels.min() else np.zeros_like(decibels)
 
@@ -81,6 +87,56 @@ def assert_equals_librosa(samples: np.ndarray, config: FeatureConfig) -> None:
 def test_equals_librosa(name, config):
     """Every kind of signal stays within two float16 steps of librosa in double precision."""
     assert_equals_librosa(SIGNALS[name], config)
+
+
+@pytest.mark.parametrize("normalize", ["clip", "none"])
+@pytest.mark.parametrize(
+    ("rate", "seconds", "n_fft", "win_length", "n_frames"),
+    [
+        (8000, 0.5, 512, 200, 64),
+        (8000, 10, 1024, 0, 300),
+        (22050, 4, 2048, 551, 173),
+        (32000, 5, 2048, 1023, 313),
+        (44100, 5, 4096, 0, 224),
+        (48000, 10, 2048, 2047, 1000),
+        (48000, 0.5, 1200, 0, 32),
+    ],
+)
+def test_equals_librosa_at_other_rates(rate, seconds, n_fft, win_length, n_frames, normalize):
+    """So do other rates, lengths, windows within the frame, band edges, and clips that keep their level."""
+    config = FeatureConfig(
+        sample_rate=rate,
+        clip_seconds=seconds,
+        n_fft=n_fft,
+        win_length=win_length,
+        n_mels=40,
+        n_frames=n_frames,
+        fmin=50,
+        fmax=0.4 * rate,
+        top_db=70,
+        normalize=normalize,
+    )
+    time, rng = np.arange(config.samples) / rate, np.random.default_rng(rate)
+    chirp = 0.3 * np.sin(2 * np.pi * rate * 0.1 * time * (1 + time / seconds))
+    for samples in (chirp, chirp + 0.05 * rng.standard_normal(len(time)), np.where(time < seconds / 2, chirp, 0)):
+        assert_equals_librosa(samples, config)
+
+
+def test_later_fields_leave_older_digests_alone():
+    """A cache of a version without win_length and normalize is still found, and other values are other features."""
+    config = FeatureConfig()
+    older = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("win_length", "normalize")}
+    canonical = json.dumps(older, sort_keys=True, separators=(",", ":"))
+    assert config.digest == hashlib.sha256(canonical.encode()).hexdigest()
+    assert FeatureConfig.from_dict(older, "index.json") == config == FeatureConfig(win_length=2048)
+    others = [FeatureConfig(win_length=400), FeatureConfig(normalize="none"), config]
+    assert len({other.digest for other in others}) == 3
+    for changes, message in (
+        ({"win_length": 4096}, "win_length 4096 is out of range"),
+        ({"normalize": "x"}, "normalize"),
+    ):
+        with pytest.raises(InputError, match=message):
+            FeatureConfig(**changes)
 
 
 @pytest.mark.parametrize("seed", range(20))

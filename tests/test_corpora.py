@@ -1,0 +1,420 @@
+"""Corpora of other shapes than a folder per label: tables, patterns, parts, other rates and lengths."""
+
+import itertools
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from cache.cli import InputError
+from cache.clip_id import Part, file_of, split_clip_id
+from cache.config import FeatureConfig
+from cache.index import NO_FOLD, TEST, Cache
+from infer.audit.__main__ import main as audit
+from infer.evaluate.__main__ import main as evaluate
+from infer.predict.__main__ import main as predict
+from infer.report.__main__ import main as report
+from pipeline.build_cache import main as build
+from pipeline.decode import read_clip, read_recording
+from tests.conftest import only_cache
+from tests.corpora import LABELS, sound, write_birdclef, write_esc50, write_table, write_urbansound
+from train.run import main as train
+
+FSDD = Path(__file__).parents[2] / "shared/data/fsdd/recordings.tar"
+SMALL = ["--n-mels", "16", "--n-fft", "2048", "--num-views", "1", "--jobs", "1"]
+TRAIN = ["--n-mels", "16", "--model", "test_resnet", "--epochs", "4", "--batch-size", "16", "--amp", "off"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def built() -> Cache:
+    return Cache(only_cache(Path("data/cache")))
+
+
+def use(capsys: pytest.CaptureFixture, table: str, audio: str, clips: int) -> dict:
+    """Train two folds and run every command of infer on them; returns the figures out of fold."""
+    assert train(["--fold", "0", *TRAIN]) == train(["--fold", "1", *TRAIN]) == 0
+    run = ["--folds", "0,1", "--device", "cpu"]
+    assert evaluate([*run, "--json", "figures.json"]) == 0
+    assert audit(["--folds", "0,1"]) == 0
+    assert report([*run, "--tta", "1", "--worst", "3"]) == 0
+    page = Path("report.html").read_text()
+    assert '"error"' not in page[: page.index("</script>")]
+    assert predict([*run, "--tta", "1", "--input", table, "--audio-dir", audio]) == 0
+    assert len(Path("predictions.csv").read_text().splitlines()) == clips + 1
+    capsys.readouterr()
+    assert evaluate([*run, "--tta", "1", "--manifest", table, "--audio-dir", audio]) == 2
+    assert "was trained on" in capsys.readouterr().err
+    return json.loads(Path("figures.json").read_text())
+
+
+def test_esc50(here: Path, capsys) -> None:
+    """Five seconds at 44.1 kHz with given folds: nothing is lost, groups stay together, every command works."""
+    write_esc50(here / "esc", per_fold=2)
+    flags = ["--audio-dir", "esc/audio", "--manifest", "esc/esc50.csv", *SMALL]
+    assert build([*flags, "--cache-dir", "lossy"]) == 0
+    assert (
+        "40 of 40 recordings last 5 s at 44,100 Hz; kept: the loudest 1 s at 16,000 Hz; "
+        "to keep all: --clip-seconds 5 --sample-rate 44100\n" in capsys.readouterr().out
+    )
+    assert build([*flags, "--clip-seconds", "5", "--sample-rate", "44100"]) == 0
+    output = capsys.readouterr().out
+    assert "kept:" not in output
+    assert "folds as given: 1 is --fold 0, 2 is --fold 1" in output
+    assert "clock 10, dog 10, rain 10, siren 10" in output
+    cache = built()
+    assert (cache.config.sample_rate, cache.config.samples, cache.config.fmax) == (44100, 220500, 22050)
+    for clip in cache.clips:
+        assert clip["clip_id"].startswith(b"%d-" % (clip["fold"] + 1))
+    assert cache.index["split"]["folds"] == 5
+    assert cache.index["counts"]["cropped"] == cache.index["counts"]["resampled"] == 0
+    figures = use(capsys, "esc/esc50.csv", "esc/audio", 40)
+    assert figures["recordings"] is None
+    assert predict(["--folds", "0", "--tta", "1", "--input", "esc/audio", "--windows", "found.csv"]) == 0
+
+
+def test_urbansound(here: Path, capsys) -> None:
+    """Base names in ten fold folders, several rates, stereo."""
+    write_urbansound(here / "urban", per_fold=1)
+    assert build(["--audio-dir", "urban/audio", *SMALL, "--folds", "2", "--cache-dir", "folders"]) == 0
+    output = capsys.readouterr().out
+    assert "the labels are fold1, fold10, fold2, fold3: if these are folds, build with --manifest\n" in output
+    flags = ["--audio-dir", "urban/audio", "--manifest", "urban/UrbanSound8K.csv", "--clip-seconds", "4"]
+    assert build([*flags, *SMALL]) == 0
+    cache = built()
+    assert cache.index["split"]["folds"] == 10
+    assert all(clip["clip_id"].startswith(b"fold%d/" % (clip["fold"] + 1)) for clip in cache.clips)
+    use(capsys, "urban/UrbanSound8K.csv", "urban/audio", 40)
+
+
+def test_birdclef_split(here: Path, capsys) -> None:
+    """Long MP3 files become consecutive clips that share a fold and end with the recording; figures are for both."""
+    write_birdclef(here / "bird", per_label=4)
+    flags = ["--audio-dir", "bird/train_audio", "--manifest", "bird/train_metadata.csv", "--clip-seconds", "5"]
+    flags += ["--sample-rate", "32000", "--folds", "2", *SMALL]
+    assert build([*flags, "--cache-dir", "lossy"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(
+        r"16 of 16 recordings last up to \d+ s; kept: the loudest 5 s at 32,000 Hz; .*: --long split\n", output
+    )
+    assert build([*flags, "--long", "error"]) == 2
+    assert "are longer than 5 s, such as dog/XC0.mp3" in capsys.readouterr().err
+    assert build([*flags, "--long", "split"]) == 0
+    cache = built()
+    parts: dict[str, list] = {}
+    for clip in cache.clips:
+        file, part = split_clip_id(clip["clip_id"].decode())
+        parts.setdefault(file, []).append((part.start_s, part.end_s, clip["fold"]))
+    for file, spans in parts.items():
+        seconds = soundfile.info(f"bird/train_audio/{file}").duration
+        spans.sort()
+        assert spans[0][0] == 0
+        assert spans[-1][1] == pytest.approx(seconds, abs=1e-4)
+        assert all(end - start == pytest.approx(5) for start, end, _ in spans)
+        assert all(later[0] <= earlier[1] + 1e-6 for earlier, later in itertools.pairwise(spans))
+        assert len({fold for *_, fold in spans}) == 1
+    figures = use(capsys, "bird/train_metadata.csv", "bird/train_audio", 16)
+    assert figures["recordings"]["recordings"] == 16
+    assert figures["clips"] == len(cache.clips)
+    assert build([*flags, "--long", "split"]) == 0
+    assert "built 0 clips" in capsys.readouterr().out
+
+
+def test_parts_of_a_table(here: Path, capsys) -> None:
+    """Time-stamped parts hold exactly the samples of their stretch, and share their recording's fold."""
+    write_birdclef(here / "bird", per_label=4)
+    flags = ["--audio-dir", "bird/train_audio", "--manifest", "bird/parts.csv", "--clip-seconds", "2.5"]
+    assert build([*flags, "--sample-rate", "32000", "--folds", "2", *SMALL]) == 0
+    cache = built()
+    name = cache.clips["clip_id"][0].decode()
+    assert name == "clock/XC3000.mp3#t=0.5,3"
+    whole, rate = read_recording(f"bird/train_audio/{file_of(name)}")
+    clip = read_clip(f"bird/train_audio/{name}", cache.config)
+    assert np.allclose(clip.samples, whole[rate // 2 : 3 * rate], atol=1e-6)
+    assert (clip.padded, clip.cropped) == (False, False)
+    folds = {}
+    for row in cache.clips:
+        assert folds.setdefault(file_of(row["clip_id"].decode()), row["fold"]) == row["fold"]
+    use(capsys, "bird/parts.csv", "bird/train_audio", 32)
+
+
+@pytest.mark.skipif(not FSDD.exists(), reason="the Free Spoken Digit Dataset is not there")
+def test_spoken_digits(here: Path, capsys) -> None:
+    """A flat folder at 8 kHz whose names say label and speaker."""
+    with tarfile.open(FSDD) as tar:
+        tar.extractall("data/audio", filter="data")
+    assert build(SMALL) == 2
+    assert "none of 1,020 recordings fits <label>/…; name what their paths say" in capsys.readouterr().err
+    flags = ["--pattern", r"(?P<label>\d)_(?P<speaker>\w+)_\d+\.wav", "--sample-rate", "8000", "--folds", "3"]
+    assert build([*SMALL, *flags]) == 0
+    assert "1,020 clips of 6 speakers, 10 labels" in capsys.readouterr().out
+    cache = built()
+    for fold in range(3):
+        assert len(np.unique(cache.clips["speaker"][cache.clips["fold"] == fold])) == 2
+    assert train(["--fold", "0", *TRAIN]) == 0
+    assert evaluate(["--folds", "0", "--device", "cpu"]) == 0
+    assert "out of fold: 340 clips" in capsys.readouterr().out
+
+
+TABLE = "filename,label,speaker,fold\na.wav,x,s1,1\nb.wav,y,s1,1\nc.wav,x,s2,2\nd.wav,y,s2,2\n"
+
+
+@pytest.fixture
+def four(here: Path) -> Path:
+    (here / "data/audio/deep").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    for place in ("a.wav", "b.wav", "c.wav", "deep/d.wav"):
+        soundfile.write(here / "data/audio" / place, sound(ord(place[-5]) % 2, 1, 16000, rng), 16000)
+    return here
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TABLE.replace("d.wav,y", "e.wav,y"), "line 5, column filename: no file 'e.wav' below data/audio;"),
+        (TABLE.replace("d.wav,y", "d.wav,"), "line 5, column label: empty"),
+        (TABLE.replace("s2,2\nd", "s2,\nd"), "line 4, column fold: no fold"),
+        (TABLE.replace("y,s2,2", "y,s2,1"), "line 5, column fold: 1 for the group s2, 2 in line 4"),
+        (TABLE.replace("d.wav", "a.wav"), "line 5, column filename: a.wav stands in line 2 already"),
+        (TABLE.replace("filename", "sound"), "line 1: no column of files; expected one of file, path,"),
+        (TABLE.replace("label", "kind"), "line 1: no column of labels; expected one of label, category,"),
+        (TABLE.replace("c.wav,x", "c.wav,x,z"), "line 4: 5 cells; the header has 4"),
+        (TABLE.replace("c.wav,x", '"c.wav,x'), "is a quote not closed?"),
+        (TABLE.replace("fold", "split"), "line 2, column split: the split '1'; expected train, validation or test"),
+        (
+            TABLE.replace("x", "\xe4").encode("latin-1"),
+            "not text in UTF-8 (invalid continuation byte at byte 34, line 2); save it as UTF-8",
+        ),
+        ("filename,label\n", "no rows below the header"),
+        ("", "no column of files"),
+        ("file,label,start_s,end_s\na.wav,x,0.2,1.7\n", "line 2, column end_s: 1.7 s; a.wav has 1"),
+        ("file,label,start_s,end_s\na.wav,x,0.8,0.2\n", "line 2, column end_s: 0.2 s; expected more than the start"),
+        ("file,label,start_s\na.wav,x,-1\n", "line 2, column start_s: '-1'; expected seconds, such as 2.5"),
+        ("file,label,start_s\na.wav,x,1,5\n", "line 2: 4 cells; the header has 3"),
+    ],
+)
+def test_faults_of_tables_are_named(four: Path, capsys, text: str | bytes, expected: str) -> None:
+    """One line names the table, the line and the column, and no cache is left."""
+    Path("t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert build(["--manifest", "t.csv", *SMALL]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: t.csv")
+    assert expected in lines[0]
+    assert not list(Path("data").glob("cache/*/index.json"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TABLE,
+        "\ufeff" + TABLE.replace("\n", "\r\n"),
+        TABLE.replace(",", ";"),
+        TABLE.replace(",", "\t"),
+        TABLE.replace("a.wav", '"a.wav"').replace("\n", "\n\n"),
+        TABLE.replace("a.wav", "./a.wav").replace("b.wav", "audio\\b.wav").replace("d.wav", "deep/d.wav"),
+        TABLE.replace(".wav", ""),
+        TABLE.replace("filename", "WAV").replace("label", "Kind"),
+    ],
+    ids=["plain", "Windows", "semicolons", "tabs", "quotes", "paths", "no suffix", "other names"],
+)
+def test_tables_as_programs_write_them(four: Path, text: str) -> None:
+    """All are the same table."""
+    Path("t.csv").write_bytes(text.encode())
+    columns = ["--columns", "file=WAV,label=kind"] if "WAV" in text else []
+    assert build(["--manifest", "t.csv", *columns, *SMALL]) == 0
+    clips = built().clips
+    assert clips["clip_id"].tolist() == [b"a.wav", b"b.wav", b"c.wav", b"deep/d.wav"]
+    assert clips["speaker"].tolist() == [b"s1", b"s1", b"s2", b"s2"]
+    assert clips["fold"].tolist() == [0, 0, 1, 1]
+
+
+def test_splits_of_a_table(four: Path, capsys) -> None:
+    """Rows for validation are the only fold, rows for testing the split test; groups stand on one side."""
+    Path("t.csv").write_text(TABLE.replace("fold", "split").replace(",1", ",Train").replace(",2", ",val"))
+    assert build(["--manifest", "t.csv", *SMALL]) == 0
+    clips = built().clips
+    assert clips["fold"].tolist() == [NO_FOLD, NO_FOLD, 0, 0]
+    rows = [("a.wav", "x", "test"), ("b.wav", "y", "train"), ("c.wav", "x", "train"), ("d.wav", "y", "train")]
+    write_table(Path("t.csv"), "file,label,split", rows)
+    soundfile.write("data/audio/e.wav", sound(1, 1, 16000, np.random.default_rng(5)), 16000)
+    write_table(Path("t.csv"), "file,label,split", [*rows, ("e.wav", "x", "train")])
+    assert build(["--manifest", "t.csv", "--folds", "2", *SMALL]) == 0
+    assert (built().clips["split"] == TEST).tolist() == [True, False, False, False, False]
+    write_table(Path("t.csv"), "file,label,split,speaker", [(*row, "s") for row in rows])
+    capsys.readouterr()
+    assert build(["--manifest", "t.csv", *SMALL]) == 2
+    assert "line 3, column split: train for the group s, test in line 2" in capsys.readouterr().err
+
+
+def test_missing_files_can_be_left_out(four: Path, capsys) -> None:
+    """With --ignore-missing the rest is built, and the summary counts what is not."""
+    Path("t.csv").write_text(TABLE + "gone.wav,x,s1,1\n")
+    assert build(["--manifest", "t.csv", "--ignore-missing", *SMALL]) == 0
+    assert "left out: 1 rows; t.csv, line 6, column filename: no file 'gone.wav'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("(", "--pattern (: missing )"),
+        ("x", "no named group; expected some of (?P<label>…)"),
+        ("(?P<word>.)", "the group word; expected some of"),
+        ("(?P<label>zz)", "none of 4 recordings fits --pattern (?P<label>zz), such as a.wav"),
+        (r"(?P<label>\w)\.wav(?P<split>.)?|(?P<fold>q)", "no fold by --pattern"),
+    ],
+)
+def test_faults_of_patterns_are_named(four: Path, capsys, pattern: str, expected: str) -> None:
+    """One line says what is wrong with a pattern."""
+    assert build(["--pattern", pattern, *SMALL]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_what_looks_like_speakers_or_splits_is_said(here: Path, capsys) -> None:
+    """Folders below a label, and labels called train and test, are met with the pattern that takes them."""
+    rng = np.random.default_rng(4)
+    for split in ("train", "test"):
+        for label in ("no", "yes"):
+            for speaker in ("anna", "ben"):
+                folder = here / "data/audio" / split / label
+                folder.mkdir(parents=True, exist_ok=True)
+                soundfile.write(folder / f"{speaker}{split}.wav", sound(0, 1, 16000, rng), 16000)
+    assert build(["--folds", "2", *SMALL]) == 0
+    output = capsys.readouterr().out
+    pattern = "(?P<split>[^/]+)/(?P<label>[^/]+)/"
+    assert f"the labels are test, train: if these are splits, build with --pattern '{pattern}'" in output
+    assert "if the folders below a label are speakers (test/no/annatest.wav), build with --pattern" in output
+    assert build(["--pattern", pattern, "--folds", "2", *SMALL]) == 0
+    cache = built()
+    assert cache.classes == ["no", "yes"]
+    assert (cache.clips["split"] == TEST).sum() == 4
+
+
+def test_copies_and_cancelling_channels_are_named(here: Path, capsys) -> None:
+    """Recordings with one content share a fold, or are named where they have two labels; so is stereo that cancels."""
+    rng = np.random.default_rng(6)
+    for label in ("no", "yes"):
+        (here / "data/audio" / label).mkdir(parents=True)
+        for number in range(6):
+            soundfile.write(here / f"data/audio/{label}/{number}.wav", sound(0, 1, 16000, rng), 16000)
+    audio = here / "data/audio"
+    (audio / "no/copy.wav").write_bytes((audio / "no/0.wav").read_bytes())
+    (audio / "yes/copy.wav").write_bytes((audio / "no/1.wav").read_bytes())
+    both = sound(1, 1, 16000, rng)
+    soundfile.write(audio / "yes/stereo.wav", np.stack([both, -both], axis=1), 16000)
+    (audio / "yes/._0.wav").write_bytes(b"Mac OS X")
+    (audio / "yes/song.m4a").write_bytes(b"m4a")
+    assert build(["--folds", "3", *SMALL]) == 0
+    output = capsys.readouterr().out
+    assert "2 recordings are copies of others, with which they share a fold: data/cache/" in output
+    assert "1 recordings stand under two labels, such as no/1.wav (no) = yes/copy.wav (yes)" in output
+    assert "the channels of 1 recordings cancel to silence, such as yes/stereo.wav" in output
+    assert "ignored files that are no recordings: 1 .*, 1 .m4a" in output
+    assert "ffmpeg -i x.m4a x.flac" in output
+    cache = built()
+    fold = {clip["clip_id"].decode(): clip["fold"] for clip in cache.clips}
+    assert fold["no/copy.wav"] == fold["no/0.wav"]
+    assert fold["yes/copy.wav"] == fold["no/1.wav"]
+    table = (cache.folder / "copies.csv").read_text().splitlines()
+    assert table == ["file,label,same_as,its_label", "no/copy.wav,no,no/0.wav,no", "yes/copy.wav,yes,no/1.wav,no"]
+    assert build(["--folds", "3", *SMALL]) == 0
+    assert built().clips["fold"].tolist() == cache.clips["fold"].tolist()
+
+
+def test_wake_words(here: Path, capsys) -> None:
+    """--keep and --silence give labels "unknown" and "silence", over speakers and over stretches of background."""
+    rng = np.random.default_rng(7)
+    for at, label in enumerate(("up", "down", "bed", "cat", "wow")):
+        (here / "data/audio" / label).mkdir(parents=True)
+        for number in range(12):
+            name = f"{number % 6:08x}_nohash_{number // 6}.wav"
+            soundfile.write(here / "data/audio" / label / name, sound(at, 1, 16000, rng), 16000)
+    noise = here / "data/audio/_background_noise_"
+    noise.mkdir()
+    for name in ("tap", "hum"):
+        soundfile.write(noise / f"{name}.wav", sound(1, 20, 16000, rng), 16000)
+    flags = ["--keep", "up, down", "--silence", "10", "--folds", "2", *SMALL]
+    assert build(["--keep", "up,dwon", *SMALL]) == 2
+    assert "--keep: no label 'dwon'; the corpus has bed, cat, down, up, wow" in capsys.readouterr().err
+    assert build(flags) == 0
+    assert "unknown: 12 of 36 clips of other labels" in capsys.readouterr().out
+    cache = built()
+    assert cache.classes == ["down", "silence", "unknown", "up"]
+    unknown = cache.clips[cache.clips["target"] == 2]
+    assert np.unique(unknown["speaker"], return_counts=True)[1].tolist() == [2] * 6
+    ends: dict[tuple, list] = {}
+    for clip in cache.clips[cache.clips["target"] == 1]:
+        file, part = split_clip_id(clip["clip_id"].decode())
+        assert -40 <= part.gain_db < 0
+        ends.setdefault((file, int(clip["fold"])), []).extend([part.start_s, part.end_s])
+    for file in {file for file, _ in ends}:
+        assert max(ends.get((file, 0), [0])) <= 10 <= min(ends.get((file, 1), [20]))
+    quiet = read_clip(f"data/audio/{file}{Part(3, 4, -20.0)}", FeatureConfig()).samples
+    assert np.allclose(quiet * 10, read_clip(f"data/audio/{file}{Part(3, 4)}", FeatureConfig()).samples, atol=1e-6)
+    assert build(flags) == 0
+    assert "built 0 clips" in capsys.readouterr().out
+    assert build(["--silence", "10", "--folds", "30", *SMALL]) == 2
+    assert "the background recordings are too short to give each of 30 folds" in capsys.readouterr().err
+
+
+def test_the_published_task(here: Path) -> None:
+    """--task sets what the 12-label task uses; explicit flags win."""
+    from pipeline.options import TASKS, BuildOptions
+
+    options = BuildOptions(**TASKS["v1-12"])
+    assert (options.split, options.silence, len(options.keep.split(","))) == ("official", 2300, 10)
+    assert build(["--task", "v1-12", *SMALL]) == 2  # there is no corpus
+
+
+@pytest.mark.parametrize(
+    ("suffix", "container", "subtype", "rate"),
+    [
+        (".mp3", "MP3", "MPEG_LAYER_III", 32000),
+        (".opus", "OGG", "OPUS", 48000),
+        (".OGA", "OGG", "VORBIS", 32000),
+        (".aiff", "AIFF", "PCM_24", 44100),
+        (".caf", "CAF", "PCM_16", 44100),
+        (".au", "AU", "ULAW", 8000),
+        (".w64", "W64", "PCM_16", 22050),
+        (".WAV", "RF64", "DOUBLE", 16000),
+        (".wav", "WAV", "GSM610", 8000),
+        (".wav", "WAVEX", "PCM_32", 96000),
+        (".wav", "WAV", "IMA_ADPCM", 16000),
+        (".flac", "WAV", "ALAW", 8000),
+    ],
+)
+def test_formats_and_their_parts(tmp_path: Path, suffix: str, container: str, subtype: str, rate: int) -> None:
+    """Whatever libsndfile decodes is listed, and a part of it is what stands there in the whole."""
+    path = tmp_path / "x" / f"a{suffix}"
+    path.parent.mkdir()
+    soundfile.write(path, sound(1, 4, rate, np.random.default_rng(8)), rate, format=container, subtype=subtype)
+    from pipeline.scan import scan_corpus
+
+    assert scan_corpus(tmp_path)[0]["clip_id"].tolist() == [f"x/a{suffix}".encode()]
+    whole, found = read_recording(str(path))
+    config = FeatureConfig(sample_rate=found, fmax=found / 2)
+    part = read_clip(f"{path}#t=1.5,2.5", config)
+    first = round(1.5 * rate)
+    assert np.allclose(part.samples, whole[first : first + rate], atol=1e-6)
+    assert (part.padded, part.cropped) == (False, False)
+    assert read_clip(f"{path}#t=3.5", config).padded
+    with pytest.raises(InputError, match="the part #t=9,10 lies behind its end"):
+        read_clip(f"{path}#t=9,10", config)
+
+
+def test_clip_ids() -> None:
+    """Names say which part they are, and come back as they were."""
+    for name in ("a/b.wav", "a/b.wav#t=0,1", "a#t=2/b.wav", "é.mp3#t=0.333333", "n.wav#t=7.25,8.25&gain_db=-12.5"):
+        file, part = split_clip_id(name)
+        assert file + str(part or "") == name
+    assert split_clip_id("a.wav#t=1,2")[1] == Part(1, 2)
+    assert file_of("a#t=2/b.wav") == "a#t=2/b.wav"
+    assert len(LABELS) == 4
