@@ -102,14 +102,12 @@ def _in_table(path: Path, folder: Path, columns: str | None) -> Recordings:
     rows = list(table.rows(labelled=False))
     tested = [row for row in rows if SPLITS.get(row.split.lower()) == TEST]
     rows, which = (tested, " for testing") if tested else (rows, "")
-    paths, missing = [], 0
-    for row in rows:
-        try:
-            name = files.listing["clip_id"][files.find(row.file)].decode()
-        except LookupError:  # judging will say that it is not there
-            name, missing = row.file, missing + 1
-        paths.append(f"{folder / name}{row.part or ''}")
+    found = files.find([row.file for row in rows])
+    paths = [
+        f"{folder / (files.listing['clip_id'][at].decode() if at >= 0 else row.file)}{row.part or ''}"
+        for row, at in zip(rows, found, strict=True)
+    ]
     names = [f"{row.file}{row.part or ''}" for row in rows]
     labels = [row.label for row in rows] if "label" in table.names else None
-    note = f"{path}: {len(rows):,} rows{which}, {len(rows) - missing:,} of files that are there"
+    note = f"{path}: {len(rows):,} rows{which}, {len(rows) - found.count(-1):,} of files that are there"
     return Recordings(paths, names, note, labels)

@@ -101,6 +101,8 @@ def spellings(line: str, folder: str | Path) -> list[str]:
     """What a line may mean within a folder: itself, and what follows the folder's name in it."""
     whole = spelling(line)
     parts = whole.split("/")
+    if len(parts) == 1:
+        return [whole]
     names = {spelling(os.path.basename(place(folder))) for place in (os.path.abspath, os.path.realpath)}
     return [whole, *("/".join(parts[at + 1 :]) for at, part in enumerate(parts[:-1]) if part in names)]
 

@@ -1,8 +1,11 @@
 """A table of recordings: CSV or TSV with a header, a row for each clip."""
 
+import array
 import csv
 import dataclasses
+import functools
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -13,10 +16,10 @@ import numpy as np
 from cache.cli import InputError
 from cache.clip_id import Part
 from pipeline.clips import Rows
-from pipeline.lists import read_text, spellings
+from pipeline.lists import read_text, spelling, spellings
 from pipeline.names import compile_pattern
 from pipeline.options import BuildOptions
-from pipeline.scan import scan_corpus
+from pipeline.scan import from_names, scan_corpus
 from pipeline.stream import duration_seconds
 
 COLUMNS = {
@@ -30,6 +33,8 @@ COLUMNS = {
 }
 """What a column may be called, in lower case, by what it means."""
 _DELIMITERS = ",;\t|"
+_PART = 65536  # rows
+_SLACK_S = 0.01  # that a part may end behind its recording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +150,7 @@ def _find_columns(path: Path, header: list[str], columns: str | None) -> dict[st
 
 
 class Files:
-    """The files of a folder, found by what tables call them: a path, or a name that is unique.
+    """The files of a folder, found by what tables call them: a path, or a name that is unique, also without its suffix.
 
     Parameters
     ----------
@@ -155,33 +160,56 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.listing, _ = scan_corpus(folder, every=True)
-        self._names = self.listing["clip_id"]
-        self._bases: dict[str, list[int]] = {}
+        self._exact = _Names(self.listing["clip_id"])
 
-    def find(self, name: str) -> int:
-        """The index of a file in the listing.
+    def find(self, names: list[str]) -> list[int]:
+        """Indices into the listing; -1 where :meth:`explain` says why there is none."""
+        found = self._exact.find(names)
+        rest = np.flatnonzero(found < 0).tolist()
+        meant = {at: spellings(names[at], self._folder) for at in rest}
+        for way, turn in itertools.product(self._ways, range(max(map(len, meant.values())))) if rest else ():
+            found[rest] = way.find([meant[at][turn] if turn < len(meant[at]) else "" for at in rest])
+            rest = [at for at in rest if found[at] == -1]
+            if not rest:
+                break
+        return np.maximum(found, -1).tolist()
 
-        Raises
-        ------
-        LookupError : says why there is none
-        """
-        wanted = name.encode()
-        at = int(np.searchsorted(self._names, wanted))
-        if at < len(self._names) and self._names[at] == wanted:
-            return at
-        if not self._bases:
-            for index, path in enumerate(self._names.tolist()):
-                base = os.path.basename(path.decode())
-                for key in {path.decode(), base, os.path.splitext(base)[0]}:
-                    self._bases.setdefault(key, []).append(index)
-        for spelled in spellings(name, self._folder):
-            found = self._bases.get(spelled, [])
-            if len(found) > 1:
-                paths = b", ".join(self._names[found[:2]].tolist()).decode()
-                raise LookupError(f"{name!r} is the name of {len(found)} files ({paths}); name its folder, too")
-            if found:
-                return found[0]
-        raise LookupError(f"no file {name!r} below {self._folder}")
+    @functools.cached_property
+    def _ways(self) -> list["_Names"]:
+        """What a file may be called, the surest first."""
+        names = self.listing["clip_id"]
+        whole = from_names(lambda name: spelling(name.decode()).encode(), names)
+        bases = from_names(os.path.basename, whole)
+        return [_Names(whole), _Names(bases), _Names(from_names(lambda name: os.path.splitext(name)[0], bases))]
+
+    def explain(self, name: str) -> str:
+        """Why a name finds no file."""
+        for way in self._ways:
+            for spelled in spellings(name, self._folder):
+                if len(several := way.all_of(spelled)) > 1:
+                    paths = ", ".join(path.decode() for path in self.listing["clip_id"][several[:2]].tolist())
+                    return f"{name!r} is the name of {len(several)} files ({paths}); name its folder, too"
+        return f"no file {name!r} below {self._folder}"
+
+
+class _Names:
+    """Names in order, to be searched [shape=(n,), dtype=bytes]."""
+
+    def __init__(self, names: np.ndarray) -> None:
+        self._order = np.argsort(names, kind="stable")
+        self._sorted = names[self._order]
+
+    def find(self, names: list[str]) -> np.ndarray:
+        """The index of each name; -1 where it is none of these, -2 where it is several of them."""
+        wanted = np.array([name.encode() for name in names], bytes)
+        first, last = (np.searchsorted(self._sorted, wanted, side) for side in ("left", "right"))
+        at = self._order[np.minimum(first, len(self._order) - 1)]
+        return np.where(last - first == 1, at, np.where(last > first, -2, -1))
+
+    def all_of(self, name: str) -> np.ndarray:
+        """The indices of all that have a name."""
+        first, last = (int(np.searchsorted(self._sorted, name.encode(), side)) for side in ("left", "right"))
+        return self._order[first:last]
 
 
 def read_manifest(path: Path, audio_dir: Path, options: BuildOptions) -> tuple[np.ndarray, list[str], list[str]]:
@@ -200,66 +228,95 @@ def read_manifest(path: Path, audio_dir: Path, options: BuildOptions) -> tuple[n
     ------
     InputError : names line and column
     """
-    table, files, rows = Table(path, options.columns), Files(audio_dir), Rows()
+    table, files, taken = Table(path, options.columns), Files(audio_dir), _Taken(audio_dir, options)
     if "label" not in table.names:
         raise InputError(
             f"{path}, line 1: no column of labels; expected one of {', '.join(COLUMNS['label'])}, or name it with "
             "--columns label=NAME"
         )
-    pattern = compile_pattern(options.pattern)
-    lines: dict[bytes, int] = {}
-    sides: dict[str, tuple] = {}
-    missing, lengths = [], dict[int, float]()
-    listing = files.listing.tolist()
-    for row in table.rows():
-        try:
-            at = files.find(row.file)
-        except LookupError as error:
-            missing.append(table.fault(row.line, "file", str(error)))
-            continue
-        name = listing[at][0].decode()
-        key = name.encode() + str(row.part or "").encode()
-        if key in lines:
-            raise table.fault(row.line, "file", f"{row.file} stands in line {lines[key]} already")
-        lines[key] = row.line
-        if row.part:
-            if at not in lengths:
-                lengths[at] = duration_seconds(str(audio_dir / name))
-            last = max(row.part.start_s, row.part.end_s or 0)
-            if lengths[at] and last > lengths[at] + 0.01:
-                raise table.fault(
-                    row.line, "end" if row.part.end_s else "start", f"{last:g} s; {name} has {lengths[at]:g}"
-                )
-        group = row.group
-        if not group and "group" not in table.names and (found := pattern.search(name)):
-            group = found.groupdict().get("speaker") or ""
-        if not group and row.part:
-            group = name
-        if group and options.group_by != "none":
-            side = (row.fold, row.split.lower())
-            other, line = sides.setdefault(group, (side, row.line))
-            if other != side:
-                column = "fold" if other[0] != side[0] else "split"
-                was, now = ((pair[0] if column == "fold" else pair[1]) or "" for pair in (other, side))
-                raise table.fault(
-                    row.line,
-                    column,
-                    f"{now} for the group {group}, {was} in line {line}; correct it, or --group-by none",
-                )
-        try:
-            rows.add(listing[at], row.part, row.label, group, row.split, row.fold)
-        except ValueError as error:
-            raise table.fault(row.line, "fold" if "fold" in str(error) else "split", str(error)) from None
-    if missing and not (options.ignore_missing and lines):
+    rest = table.rows()
+    missing: list[InputError] = []
+    while some := list(itertools.islice(rest, _PART)):
+        found = files.find([row.file for row in some])
+        for row, at, file in zip(some, found, files.listing[found].tolist(), strict=True):
+            if at >= 0:
+                taken.add(table, row, file)
+            else:
+                missing.append(table.fault(row.line, "file", "" if missing else files.explain(row.file)))
+    if missing and not (options.ignore_missing and taken.lines):
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
         raise InputError(f"{missing[0]}{more}; correct --audio-dir or the table, or leave them out: --ignore-missing")
-    if not lines:
+    if not taken.lines:
         raise InputError(f"{path}: no rows below the header")
-    clips, folds = rows.clips()
+    clips, folds = taken.rows.clips()
+    order = np.argsort(clips["clip_id"], kind="stable")
+    twice = np.flatnonzero(clips["clip_id"][order[1:]] == clips["clip_id"][order[:-1]])
+    if len(twice):
+        first, second = order[twice[0]], order[twice[0] + 1]
+        name = clips["clip_id"][first].decode()
+        raise table.fault(taken.lines[second], "file", f"{name} stands in line {taken.lines[first]} already")
     used = ", ".join(f"{meaning} from {name}" for meaning, name in table.names.items())
-    notes = [f"{path}: {len(lines):,} rows; {used}"]
+    notes = [f"{path}: {len(clips):,} rows; {used}"]
     if missing:
         notes.append(f"left out: {len(missing):,} rows; {missing[0]}")
     if not (clips["speaker"] != b"").any():
-        notes.append("groups: none known, so that a speaker may stand on both sides of a fold")
+        notes.append("speakers: none known, so that one may stand on both sides of a fold; name them in a column group")
     return clips, folds, notes
+
+
+class _Taken:
+    """The rows of a table that become clips.
+
+    Parameters
+    ----------
+    audio_dir : the corpus
+    """
+
+    def __init__(self, audio_dir: Path, options: BuildOptions) -> None:
+        self.rows = Rows()
+        self.lines = array.array("q")
+        """Of each clip."""
+        self._audio_dir, self._grouped = audio_dir, options.group_by != "none"
+        self._pattern = compile_pattern(options.pattern)
+        self._sides: dict[str, tuple] = {}
+        self._seconds: dict[str, float] = {}
+
+    def add(self, table: Table, row: Row, file: tuple) -> None:
+        """Take a row of a file (clip_id, size, mtime_ns).
+
+        Raises
+        ------
+        InputError : its part lies outside the file, its group stands on another side, its split or fold is none
+        """
+        name = file[0].decode()
+        if row.part:
+            self._check_part(table, row, name)
+        group = row.group
+        if not group and "group" not in table.names and (found := self._pattern.search(name)):
+            group = found.groupdict().get("speaker") or ""
+        if not group and row.part:
+            group = name
+        if group and self._grouped:
+            self._check_side(table, row, group)
+        try:
+            self.rows.add(file, row.part, row.label, group, row.split, row.fold)
+        except ValueError as error:
+            raise table.fault(row.line, "fold" if "fold" in str(error) else "split", str(error)) from None
+        self.lines.append(row.line)
+
+    def _check_part(self, table: Table, row: Row, name: str) -> None:
+        assert row.part
+        if name not in self._seconds:
+            self._seconds[name] = duration_seconds(str(self._audio_dir / name))
+        seconds, last = self._seconds[name], row.part.end_s or row.part.start_s
+        if seconds and last > seconds + _SLACK_S:
+            raise table.fault(row.line, "end" if row.part.end_s else "start", f"{last:g} s; {name} has {seconds:g}")
+
+    def _check_side(self, table: Table, row: Row, group: str) -> None:
+        """Groups of given folds and splits stand on one side."""
+        now = (row.fold, row.split.lower())
+        other, line = self._sides.setdefault(group, (now, row.line))
+        for meaning, here, there in zip(("fold", "split"), now, other, strict=True):
+            if here != there:
+                what = f"{here} for the group {group}, {there} in line {line}; correct it, or --group-by none"
+                raise table.fault(row.line, meaning, what)

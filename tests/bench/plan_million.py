@@ -1,6 +1,6 @@
 """List and plan a corpus; prints seconds of both, and memory in MB: before, of the listing, and at the peak.
 
-python tests/bench/plan_million.py AUDIO_DIR CACHE_DIR
+python tests/bench/plan_million.py AUDIO_DIR CACHE_DIR [MANIFEST]
 """
 
 import re
@@ -8,14 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipeline.build import feature_config, plan_shards
+from pipeline.corpus import read_corpus
 from pipeline.finish import plan_split
-from pipeline.lists import read_clip_lists
 from pipeline.options import BuildOptions
 from pipeline.provenance import read_provenance
-from pipeline.scan import scan_corpus
 
 
 def peak() -> float:
@@ -25,15 +26,16 @@ def peak() -> float:
 
 def main() -> None:
     """Do what a build does before the first worker starts."""
-    options = BuildOptions(audio_dir=sys.argv[1], cache_dir=sys.argv[2])
+    options = BuildOptions(audio_dir=sys.argv[1], cache_dir=sys.argv[2], manifest=next(iter(sys.argv[3:]), None))
     config = feature_config(options)
     folder = Path(options.cache_dir) / config.folder_name
     folder.mkdir(parents=True)
     before, started = peak(), time.perf_counter()
-    listing, _ = scan_corpus(Path(options.audio_dir))
+    corpus = read_corpus(options)
+    listing = corpus.clips
     listed = time.perf_counter()
     sources = read_provenance(folder, config)
-    plan_split(options, listing, None, read_clip_lists(options, listing["clip_id"]))
+    plan_split(options, listing, np.zeros(len(listing), "S16"), None, corpus.folds)
     plan_shards(folder, config, listing, sources, options)
     print(listed - started, time.perf_counter() - listed, before, listing.nbytes / 2**20, peak())
     folder.rmdir()
