@@ -57,7 +57,7 @@ def _describe_content(cache: "Cache") -> list[str]:
     grouping = f", grouped by {split['group_by']}" if split["split"] == "kfold" else ""
     return [
         f"  features   {config.n_mels} mels x {config.n_frames} frames, n_fft {config.n_fft}, "
-        f"{config.sample_rate} Hz, {config.num_views} views ({config.augment})",
+        f"{config.clip_seconds:g} s at {config.sample_rate} Hz, {config.num_views} views ({config.augment})",
         f"  clips      {len(clips):,} of {cache.speakers:,} speakers; {counts}",
         f"  labels     {len(cache.classes)}: {' '.join(cache.classes)}",
         f"  split      {split['split']}{grouping}; folds of {', '.join(f'{n:,}' for n in folds)} clips; "

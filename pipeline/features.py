@@ -19,7 +19,7 @@ from pipeline.filterbank import mel_filterbank
 
 _BLOCK = 4  # neighbouring mel filters in one matrix product: OpenBLAS's small products beat MKL's at 4 and 5 only
 _ALIGN = 8  # bins: products over whole vectors (and some zeros) take a fifth less time
-_FRAMES = 256  # transformed at once: of more the buffers leave the core's cache, of fewer the calls cost time
+_SAMPLES = 256 * 2048  # of frames transformed at once: more leave the core's cache, with fewer the calls cost time
 AMIN = 1e-10  # the floor of librosa.power_to_db
 ZERO_DB, UNIT_DB = -40.0, 20.0  # what 0 and a step of 1 mean where clips keep their level
 
@@ -46,7 +46,7 @@ class LogMel:
 
     def __init__(self, config: FeatureConfig, filters: np.ndarray | None = None) -> None:
         self._filters = mel_filterbank(config) if filters is None else filters
-        self.config, self.at_once = config, max(1, _FRAMES // config.n_frames)
+        self.config, self.at_once = config, max(1, _SAMPLES // config.n_fft // config.n_frames)
         self._range = 10 ** (-config.top_db / 10)  # of power
         self._window = torch.from_numpy(frame_window(config)).float()
         self._buffers: dict[int, _Buffers] = {}
@@ -109,7 +109,7 @@ class _Buffers:
         frames = signal.as_strided((count, n_frames, n_fft), (signal.shape[1], hop, 1))
         mel = torch.empty(count, config.n_mels, n_frames)
         self.mels = [(one, one.numpy()) for one in mel]
-        rows = math.ceil(n_frames / math.ceil(n_frames / _FRAMES))
+        rows = math.ceil(n_frames / math.ceil(n_frames * n_fft / _SAMPLES))
         memory = torch.empty(count, rows, 2 * n_bins)  # re², im², re², im², …
         every = slice(None) if count > 1 else 0  # products of two dimensions are faster
         bands = [_sparse(filters, first) for first in range(0, config.n_mels, _BLOCK)]

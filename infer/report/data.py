@@ -159,4 +159,5 @@ def _media(path: str, log_mel: LogMel) -> dict[str, Any]:
         "audio": base64.b64encode(wav.getvalue()).decode(),
         "image": base64.b64encode(image.round().byte().numpy().tobytes()).decode(),
         "shape": list(image.shape),
+        "axes": f"0 to {config.clip_seconds:g} s, {config.fmin:,.0f} to {config.fmax:,.0f} Hz",
     }

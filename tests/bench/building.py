@@ -86,6 +86,56 @@ def against_plain(work: Path, size: int, rounds: int, clips: tuple[int, int]) ->
     return [*results, Result(f"{name} / its FFTs alone", share, "%")]
 
 
+def rates(rounds: int) -> list[Result]:
+    """Log-mels against librosa's calls at other rates and lengths, on one pinned core, and how equal they are."""
+    import librosa
+    import numpy as np
+    import torch
+
+    from cache.config import FeatureConfig
+    from pipeline.features import LogMel
+
+    one_core()
+    results = []
+    for rate, seconds, frames in (
+        (8000, 0.5, 64),
+        (22050, 4, 224),
+        (32000, 5, 313),
+        (44100, 5, 431),
+        (48000, 10, 1000),
+    ):
+        n_mels = 64 if rate == 8000 else 224 if rate < 44100 else 192
+        config = FeatureConfig(
+            sample_rate=rate, clip_seconds=float(seconds), n_mels=n_mels, n_frames=frames, fmax=rate / 2
+        )
+        samples = (0.1 * np.random.default_rng(0).standard_normal(config.samples)).astype(np.float32)
+        log_mel = LogMel(config)
+        out = torch.empty(log_mel.at_once, n_mels, frames, dtype=torch.float16)
+
+        def plain(samples=samples, config=config) -> np.ndarray:
+            padded = librosa.util.fix_length(samples, size=config.hop_length * (config.n_frames - 1))
+            power = librosa.feature.melspectrogram(
+                y=padded,
+                sr=config.sample_rate,
+                n_fft=config.n_fft,
+                hop_length=config.hop_length,
+                n_mels=config.n_mels,
+                pad_mode="constant",
+            )
+            decibels = librosa.power_to_db(power, top_db=80)
+            return ((decibels - decibels.mean()) / decibels.std()).astype(np.float16)
+
+        def ours(samples=samples, log_mel=log_mel, out=out) -> None:
+            log_mel([samples] * len(out), out)
+
+        taken = interleaved({"ours": ours, "plain": plain}, rounds)
+        ratio = len(out) * median_ratio(taken["plain"], taken["ours"])
+        name = f"log-mel {n_mels}x{frames} of {seconds:g} s at {rate:,} Hz"
+        error = np.abs(out[0].numpy().astype(float) - plain()).max()
+        results += [Result.at_least(f"{name} / librosa", ratio, 6), Result(f"{name}, largest difference", error, "")]
+    return results
+
+
 def remove(folder: Path) -> None:
     """Remove a cache folder and what is in it."""
     for path in sorted(folder.rglob("*"), reverse=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cache.cli import command, flag
 
-SECTIONS = ("build", "workers", "million", "read", "open", "larger")
+SECTIONS = ("build", "rates", "workers", "million", "read", "open", "larger")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ def run_section(section: str, work: Path, options: BenchOptions) -> list:
             results += building.against_plain(work / str(size), size, options.rounds, (clips // 4, clips))
             shutil.rmtree(work / str(size))
         return results
+    if section == "rates":
+        return building.rates(options.rounds)
     if section == "workers":
         return building.workers(work, options.rounds, (options.worker_clips // 4, options.worker_clips))
     if section == "million":
