@@ -12,8 +12,9 @@ from cache.index import TEST
 from pipeline.clips import SPLITS
 from pipeline.decode import EXTENSIONS, is_recording
 from pipeline.lists import find_files, read_lines, spelling
-from pipeline.manifest import Files, Table
+from pipeline.manifest import Files
 from pipeline.scan import walk
+from pipeline.table import Table
 from pipeline.wake_words import SILENCE, UNKNOWN
 
 
