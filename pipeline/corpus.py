@@ -44,7 +44,7 @@ def read_corpus(options: BuildOptions) -> Corpus:
         clips, folds, notes = read_manifest(Path(options.manifest), audio_dir, options)
     else:
         listing, ignored = scan_corpus(audio_dir)
-        clips, folds, notes = match_names(listing, options.pattern, audio_dir)
+        clips, folds, notes = match_names(listing, options.pattern, audio_dir, grouped=options.group_by != "none")
     lists = read_clip_lists(options, clips["clip_id"])
     for name, side in ((VALIDATING, VALIDATION), (TESTING, TEST)):
         if name in lists:

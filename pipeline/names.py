@@ -33,19 +33,23 @@ def compile_pattern(pattern: str | None) -> re.Pattern:
     return compiled
 
 
-def match_names(listing: np.ndarray, pattern: str | None, audio_dir: Path) -> tuple[np.ndarray, list[str], list[str]]:
+def match_names(
+    listing: np.ndarray, pattern: str | None, audio_dir: Path, *, grouped: bool = True
+) -> tuple[np.ndarray, list[str], list[str]]:
     """Labels and more from the paths of files.
 
     Parameters
     ----------
     listing : of :func:`pipeline.scan.scan_corpus`
     pattern : a regular expression; without the group "label" the first folder is the label
+    grouped : refuse speakers on two sides of a split that the names tell
 
     Returns
     -------
     (clips, as of `Corpus`; names of their folds; notes)
     """
     compiled, rows, unmatched = compile_pattern(pattern), Rows(), []
+    sides: dict[str, tuple] = {}
     deep = 0
     for file in listing.tolist():
         name = file[0].decode()
@@ -56,11 +60,19 @@ def match_names(listing: np.ndarray, pattern: str | None, audio_dir: Path) -> tu
             unmatched.append(name)
             continue
         deep += name.count("/") > 1
+        speaker, split = said.get("speaker") or "", said.get("split") or ""
         fold = (said["fold"] or "") if "fold" in said else None
         try:
-            rows.add(file, None, label, said.get("speaker") or "", said.get("split") or "", fold)
+            rows.add(file, None, label, speaker, split, fold)
         except ValueError as error:
             raise InputError(f"{audio_dir}/{name}: {error} by --pattern {pattern}") from None
+        if speaker and grouped:
+            side, other = sides.setdefault(speaker, ((split, fold), name))
+            if side != (split, fold):
+                raise InputError(
+                    f"{audio_dir}: the speaker {speaker} is on two sides, in {other} and {name}; correct --pattern, or "
+                    "use --group-by none"
+                )
     if len(unmatched) == len(listing):
         raise InputError(
             f"{audio_dir}: none of {len(listing):,} recordings fits "

@@ -148,6 +148,9 @@ def test_parts_of_a_table(here: Path, capsys) -> None:
     for row in cache.clips:
         assert folds.setdefault(file_of(row["clip_id"].decode()), row["fold"]) == row["fold"]
     use(capsys, "bird/parts.csv", "bird/train_audio", 32)
+    table = ["--input", "bird/parts.csv", "--audio-dir", "bird/train_audio"]
+    assert predict(["--folds", "0", *table, "--windows", "found.csv"]) == 2
+    assert "--windows judges whole recordings; bird/parts.csv names parts of some" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not FSDD.exists(), reason="the Free Spoken Digit Dataset is not there")
@@ -274,6 +277,8 @@ def test_missing_files_can_be_left_out(four: Path, capsys) -> None:
         ("(?P<word>.)", "the group word; expected some of"),
         ("(?P<label>zz)", "none of 4 recordings fits --pattern (?P<label>zz), such as a.wav"),
         (r"(?P<label>\w)\.wav(?P<split>.)?|(?P<fold>q)", "no fold by --pattern"),
+        (r"(?P<speaker>)(?P<fold>\w)\.(?P<label>wav)", "one label only (wav)"),
+        (r"(?P<fold>\w)\.(?P<speaker>wa)(?P<label>v)", "the speaker wa is on two sides, in a.wav and b.wav; correct"),
     ],
 )
 def test_faults_of_patterns_are_named(four: Path, capsys, pattern: str, expected: str) -> None:
