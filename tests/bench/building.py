@@ -93,9 +93,11 @@ def rates(rounds: int) -> list[Result]:
     import torch
 
     from cache.config import FeatureConfig
+    from cache.memory import keep_freed_memory
     from pipeline.features import LogMel
 
     one_core()
+    keep_freed_memory()  # as workers do; librosa profits as well
     results = []
     for rate, seconds, frames in (
         (8000, 0.5, 64),
