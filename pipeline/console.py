@@ -91,5 +91,9 @@ def _describe_labels(cache: Cache) -> str:
     counts = np.bincount(cache.clips["target"], minlength=len(cache.classes))
     order = np.argsort(-counts, kind="stable")[:_LABELS].tolist()
     more = f", and {len(cache.classes) - _LABELS} more" if len(cache.classes) > _LABELS else ""
-    fewest = f" (the fewest: {cache.classes[int(counts.argmin())]} {counts.min():,})" if more else ""
+    fewest = (
+        f" (the fewest: {cache.classes[int(counts.argmin())]} {counts.min():,})"
+        if more and counts.min() < counts.max()
+        else ""
+    )
     return ", ".join(f"{cache.classes[at]} {counts[at]:,}" for at in order) + more + fewest
