@@ -69,9 +69,9 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
             raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
         known = provenance.match(listing)
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
-        wanted = listing[new | (known["reason"] == b"")]
+        usable = new | (known["reason"] == b"")
         earlier = earlier_cache(folder)
-        plan_split(options, wanted, known["sha256"][new | (known["reason"] == b"")], earlier, corpus.folds)
+        plan_split(options, listing[usable], known["sha256"][usable], earlier, corpus.folds)
         todo = listing[new]
         for note in describe_loss(todo["clip_id"], options, config):
             say(note)

@@ -67,7 +67,7 @@ class Rows:
 
 
 def as_clips(rows: list[tuple]) -> np.ndarray:
-    """Clips as of `Corpus` from rows of its columns."""
+    """The table from rows of its columns."""
     name, label, speaker = (max([1, *(len(row[at]) for row in rows)]) for at in (0, 3, 4))
     columns = [("clip_id", f"S{name}"), ("size", "<i8"), ("mtime_ns", "<i8")]
     return np.array(

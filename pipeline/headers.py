@@ -7,6 +7,7 @@ import numpy as np
 
 from cache.clip_id import file_of
 from cache.config import MAX_SECONDS, FeatureConfig
+from pipeline.long import LONGER
 from pipeline.options import BuildOptions
 from pipeline.stream import read_header
 
@@ -29,7 +30,7 @@ def describe_loss(clip_ids: np.ndarray, options: BuildOptions, config: FeatureCo
     seconds = np.array([frames / rate for frames, rate in found])
     rates = np.array([rate for _, rate in found])
     rate = collections.Counter(rates.tolist()).most_common(1)[0][0]
-    longer = seconds > 1.01 * config.clip_seconds
+    longer = seconds > (1 + LONGER) * config.clip_seconds
     parts = any(b"#t=" in name for name in some)  # a table has chosen them
     alike, what, keep, kept = np.ones(len(found), bool), "are", [], ""
     if longer.mean() > _USUAL and not parts and options.long == "loudest":

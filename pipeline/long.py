@@ -13,7 +13,7 @@ from pipeline.clips import as_clips
 from pipeline.options import BuildOptions
 from pipeline.stream import duration_seconds
 
-_LONGER = 0.01  # of a clip's length: what is longer by less is not cut in two
+LONGER = 0.01  # of a clip's length: what is longer by less is not cut in two
 
 
 def cut_long(clips: np.ndarray, options: BuildOptions) -> np.ndarray:
@@ -31,7 +31,7 @@ def cut_long(clips: np.ndarray, options: BuildOptions) -> np.ndarray:
     """
     length = options.clip_seconds
     spans = _spans(clips, options.audio_dir)
-    long = [at for at, (_, start, end) in enumerate(spans) if end - start > (1 + _LONGER) * length]
+    long = [at for at, (_, start, end) in enumerate(spans) if end - start > (1 + LONGER) * length]
     if options.long == "error" and long:
         file, start, end = spans[long[0]]
         raise InputError(
@@ -42,7 +42,7 @@ def cut_long(clips: np.ndarray, options: BuildOptions) -> np.ndarray:
     for at in long:
         file, start, end = spans[at]
         _, size, mtime_ns, label, speaker, *rest = clips[at].item()
-        count = math.ceil((end - start) / length - _LONGER)
+        count = math.ceil((end - start) / length - LONGER)
         for first in (*(start + number * length for number in range(count - 1)), end - length):
             name = f"{file}{Part(first, first + length)}".encode()
             rows.append((name, size, mtime_ns, label, speaker or file.encode(), *rest))
