@@ -4,7 +4,6 @@ import dataclasses
 import shlex
 
 from cache.cli import InputError
-from cache.find import find_cache
 from cache.index import Cache
 from train.options import TrainOptions
 from train.session import train_fold
@@ -19,7 +18,7 @@ def train(options: TrainOptions) -> int:
 
 def _train(options: TrainOptions, world: World) -> int:
     world.local_batch_size(options.batch_size)
-    folder = find_cache(options.cache_dir, options.n_mels, options.n_frames, options.cache)
+    folder = options.cache_folder
     cache = Cache(folder)
     if len(set(world.gather(cache.index["clips"]["checksum"]))) > 1:
         raise InputError(f"{folder}: ranks see different clip tables; was it rebuilt meanwhile? Start again")

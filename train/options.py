@@ -1,6 +1,7 @@
 """The flags of train.run; torch-free, so that --help answers at once."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from cache.cli import Flags, InputError, flag
@@ -75,6 +76,13 @@ class TrainOptions(Flags):
     def run_name(self) -> str:
         """Name of the run folder."""
         return self.name or f"{self.model}-{self.n_mels}x{self.n_frames}".replace("/", "_")
+
+    @property
+    def cache_folder(self) -> Path:
+        """The cache that the flags name; InputError where there is none, or several."""
+        from cache.find import find_cache
+
+        return find_cache(self.cache_dir, self.n_mels, self.n_frames, self.cache)
 
     def resume_key(self) -> dict[str, Any]:
         """The settings that a resumed run must share with its checkpoint."""

@@ -3,13 +3,19 @@
 torchrun --nproc_per_node 5 -m train.run --fold 0
 """
 
+import os
+
 from cache.cli import command
 from train.options import TrainOptions, options_from
 
 
 @command(TrainOptions, options_from)
 def main(options: TrainOptions) -> int:
-    """Join the other ranks, and train."""
+    """Look whether there is a cache, which takes no torch; then join the other ranks, and train."""
+    from cache.index import read_index
+
+    if os.environ.get("RANK", "0") == "0":  # which ends the others
+        read_index(options.cache_folder)
     from train.launch import train
 
     return train(options)
