@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import soxr
 
 from cache.config import FeatureConfig
 
@@ -37,10 +38,16 @@ def background(samples: np.ndarray, rng: np.random.Generator, noises: Sequence[n
     return mixed(samples, noise[start : start + len(samples)], rng.uniform(0, 30))
 
 
+def speed(samples: np.ndarray, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> np.ndarray:
+    """Play up to 15% slower or faster, which moves the pitch too (Ko et al. 2015); zeros around it, or cut alike."""
+    return played(samples, int(rng.integers(85, 116)))
+
+
 AUGMENTS = {
     "none": (),
     "light": (time_shift, volume, gaussian_noise),
     "more": (background, time_shift, volume, gaussian_noise),
+    "speed": (speed, background, time_shift, volume, gaussian_noise),
 }
 
 
@@ -76,6 +83,15 @@ def shifted(samples: np.ndarray, count: int) -> np.ndarray:
     else:
         out[:count] = samples[-count:]
     return out
+
+
+def played(samples: np.ndarray, percent: int) -> np.ndarray:
+    """Play a clip at `percent` of its speed; its middle stays in the middle, and zeros or a cut keep its length."""
+    other = soxr.resample(samples, percent, 100)
+    before = abs(len(samples) - len(other)) // 2
+    if len(other) > len(samples):
+        return other[before : before + len(samples)]
+    return np.pad(other, (before, len(samples) - len(other) - before))
 
 
 def mixed(samples: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:

@@ -14,8 +14,9 @@ from cache.config import FeatureConfig
 from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_leftovers
 from cache.index import Cache, read_index
 from pipeline import scan
+from pipeline.augment import AUGMENTS, background
 from pipeline.corpus import Corpus, read_corpus
-from pipeline.filterbank import mel_filterbank
+from pipeline.filterbank import default_n_fft, mel_filterbank
 from pipeline.finish import earlier_cache, finish, plan_split
 from pipeline.headers import describe_gaps, describe_loss
 from pipeline.options import BuildOptions
@@ -113,13 +114,9 @@ def _build_shards(tasks: list[ShardTask], options: BuildOptions, total: int, pro
 def feature_config(options: BuildOptions) -> FeatureConfig:
     """The FeatureConfig that some flags mean for a corpus; checks the filterbank."""
     augmented = options.num_views > 1 and options.augment != "none"
-    mixes = augmented and options.augment == "more"
+    mixes = augmented and background in AUGMENTS[options.augment]
     config = FeatureConfig(
-        **{
-            key: getattr(options, key)
-            for key in ("sample_rate", "clip_seconds", "n_fft", "fmin", "top_db", "normalize")
-        },
-        win_length=options.win_length or 0,
+        **{key: getattr(options, key) for key in ("sample_rate", "clip_seconds", "fmin", "top_db", "normalize")},
         fmax=options.sample_rate / 2 if options.fmax is None else options.fmax,
         n_mels=options.n_mels,
         n_frames=options.width or options.n_mels,
@@ -127,6 +124,9 @@ def feature_config(options: BuildOptions) -> FeatureConfig:
         augment=options.augment if augmented else "none",
         noise=scan.noise_digest(scan.noise_files(Path(options.audio_dir))) if mixes else "",
         seed=options.seed,
+    )
+    config = dataclasses.replace(
+        config, n_fft=options.n_fft or default_n_fft(config), win_length=options.win_length or 0
     )
     mel_filterbank(config)
     return config

@@ -10,7 +10,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "v1-12": {"keep": "yes,no,up,down,left,right,on,off,stop,go", "silence": 2300, "split": "official"}
 }
 """Flags of published tasks; Warden 2018 has as much unknown and as much silence as of a mean word."""
-AUGMENT_NAMES = ("more", "light", "none")
+AUGMENT_NAMES = ("more", "speed", "light", "none")
 LONG = ("loudest", "split", "error")
 
 
@@ -40,7 +40,9 @@ class BuildOptions(Flags):
     cache_dir: str = flag("data/cache", "where cache folders are")
     n_mels: int = flag(224, "mel bands, the height of the image")
     width: int | None = flag(None, "frames, the width of the image (default: n-mels)", type=int)
-    n_fft: int = flag(2048, "samples in a frame")
+    n_fft: int | None = flag(
+        None, "samples in a frame (default: a power of two that suits rate, mels and width)", type=int
+    )
     win_length: int | None = flag(None, "samples that the window covers in a frame (default: n-fft)", type=int)
     sample_rate: int = flag(16000, "Hz; recordings of another rate are resampled")
     clip_seconds: float = flag(1.0, "length of a clip; shorter recordings are padded")

@@ -13,10 +13,13 @@ import soundfile
 import torch
 from conftest import RATE
 
-from cache.cli import InputError
+from cache.cli import InputError, parse_flags
 from cache.config import FeatureConfig
+from pipeline.build import feature_config
 from pipeline.decode import loudest_window, read_clip, read_recording, resample
 from pipeline.features import LogMel
+from pipeline.filterbank import mel_filterbank
+from pipeline.options import BuildOptions
 
 CONFIGS = [
     FeatureConfig(),
@@ -243,3 +246,23 @@ def test_loudest_window():
     energies = [float(np.square(samples[i : i + 100], dtype=np.float64).sum()) for i in range(201)]
     assert loudest_window(samples, 100) == int(np.argmax(energies))
     assert loudest_window(np.zeros(300, np.float32), 100) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "n_fft"),
+    [
+        ("--n-mels 224", 2048),
+        ("--n-mels 32", 2048),
+        ("--n-mels 32 --width 64", 512),
+        ("--n-mels 40 --width 101", 512),
+        ("--n-mels 32 --width 64 --n-fft 2048", 2048),
+        ("--n-mels 64 --width 200 --sample-rate 8000", 512),
+        ("--n-mels 64 --width 500 --sample-rate 32000 --clip-seconds 5", 1024),
+    ],
+)
+def test_frames_are_as_long_as_needed(flags: str, n_fft: int) -> None:
+    """Half of a frame or more is shared with the next, 128 ms at most; no filter is narrower than three bins."""
+
+    config = feature_config(BuildOptions(**parse_flags(BuildOptions, flags.split(), prog="", description="")))
+    assert config.n_fft == n_fft
+    assert ((mel_filterbank(config) > 0).sum(axis=1) >= 2).all()
