@@ -1,6 +1,7 @@
 """Labelled clips and what members say of them: out of fold, or judged now."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from infer.members import Member
 from infer.options import EnsembleOptions
 from infer.recordings import Recordings
 from infer.shares import judge_in_shares
+from infer.views import first_views
 from train.held_out import read_held_out
 from train.world import World
 
@@ -87,13 +89,18 @@ def _held_out(member: Member, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judge_readable(
-    members: list[Member], recordings: Recordings, options: EnsembleOptions, world: World
+    members: list[Member],
+    recordings: Recordings,
+    options: EnsembleOptions,
+    world: World,
+    views: Sequence[Callable] = (),
 ) -> tuple[list[int], np.ndarray]:
     """Judge recordings, divided over the ranks; says how many could not be judged.
 
     Parameters
     ----------
     recordings : the same on every rank
+    views : of each clip (default: the first of `infer.views`, as many as ``--tta`` says)
 
     Returns
     -------
@@ -103,7 +110,8 @@ def judge_readable(
     ------
     InputError : none could be judged
     """
-    judged = judge_in_shares(members, recordings.paths, options.batch_size, options.tta, world, Judge.judge)
+    views = views or first_views(options.tta)
+    judged = judge_in_shares(members, recordings.paths, options.batch_size, views, world, Judge.judge)
     errors = [error for batch in judged for error in batch.errors]
     good = [index for index, error in enumerate(errors) if not error]
     bad = [f"{name}: {error}" for name, error in zip(recordings.names, errors, strict=True) if error]
@@ -115,7 +123,11 @@ def judge_readable(
 
 
 def judge_labelled(
-    members: list[Member], recordings: Recordings, options: EnsembleOptions, world: World
+    members: list[Member],
+    recordings: Recordings,
+    options: EnsembleOptions,
+    world: World,
+    views: Sequence[Callable] = (),
 ) -> JudgedClips:
     """As :func:`judge_readable`, for recordings whose first folder is their label.
 
@@ -124,6 +136,6 @@ def judge_labelled(
     InputError : none could be judged, or labels that no member knows
     """
     targets = recordings.targets(members[0].classes)
-    good, probs = judge_readable(members, recordings, options, world)
+    good, probs = judge_readable(members, recordings, options, world, views)
     kept = recordings.select(good)
     return JudgedClips(kept.names, kept.paths, targets[good], probs, len(targets) - len(good))

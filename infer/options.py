@@ -90,6 +90,7 @@ class LabelledOptions(EnsembleOptions):
     split: str = flag("oof", "out-of-fold clips, or the cache's test split", choices=("oof", "test"))
     input: str | None = flag(None, "judge a folder of <label>/ folders instead", metavar="FOLDER")
     manifest: str | None = flag(None, "judge the clips of a CSV table instead, those for testing", metavar="FILE")
+    robustness: bool = flag(False, "also judge them in babble, at other levels and speeds, shifted, cut and clipped")
 
     @property
     def source(self) -> str | None:

@@ -7,7 +7,6 @@ from typing import TypeVar
 from infer.console import progress_bar
 from infer.judge import Judge, batched
 from infer.members import Member
-from infer.views import first_views
 from train.world import World
 
 Said = TypeVar("Said")
@@ -17,7 +16,7 @@ def judge_in_shares(
     members: Sequence[Member],
     paths: Sequence[str],
     group: int,
-    tta: int,
+    views: Sequence[Callable],
     world: World,
     judge_groups: Callable[[Judge, Iterable[list[str]]], Iterable[Said]],
 ) -> list[Said]:
@@ -29,11 +28,11 @@ def judge_in_shares(
     ----------
     paths : the same on every rank
     group : files in a group
-    tta : views of each clip
+    views : of each clip
     judge_groups : called with a judge and this rank's groups; gives one answer per group
     """
     groups, ranks, said = list(batched(paths, group)), world.world_size, []
-    with contextlib.closing(Judge(members, first_views(tta), world.device)) as judge, progress_bar(world) as show:
+    with contextlib.closing(Judge(members, views, world.device)) as judge, progress_bar(world) as show:
         for answer in judge_groups(judge, groups[world.rank :: ranks]):
             said.append(answer)
             show(min(len(said) * ranks * group, len(paths)), len(paths))

@@ -24,9 +24,19 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
     for title, rows in (("lowest recalls", recalls), ("most frequent confusions", confusions)):
         if rows:
             print_table(title, rows)
+    if measured := figures.get("robustness"):
+        _print_robustness(measured)
     if output:
         write_atomic(output, (json.dumps(figures, indent=1) + "\n").encode())
     return EXIT_INCOMPLETE if figures.get("unreadable") else EXIT_OK
+
+
+def _print_robustness(measured: dict[str, Any]) -> None:
+    changed: dict[str, list[str]] = {}
+    for row in measured["conditions"]:
+        changed.setdefault(row["changed"], []).append(f"{row['value']:g}: {row['accuracy']:.3f}")
+    title = f"robustness {measured['score']:.4f}, the mean of these (as recorded {measured['clean']['accuracy']:.4f})"
+    print_table(title, [(name, ", ".join(cells)) for name, cells in changed.items()])
 
 
 def _print_accuracies(figures: dict[str, Any]) -> None:

@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 
+from cache.cli import InputError
 from cache.clip_id import file_of
 from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
+from infer.evaluate.robustness import robustness
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.members import Member, load_alike
-from infer.options import EvaluateOptions
+from infer.options import EvaluateOptions, LabelledOptions
 from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
 from train.world import World
 
@@ -23,10 +25,27 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     """
     members = load_alike(options, world)
     if options.source is None and options.split == "oof":
+        if options.robustness:
+            raise InputError("--robustness judges recordings; name them with --split test or --input FOLDER")
         return world.decide(lambda: out_of_fold_figures(members, *out_of_fold(members, options.cache_dir)))
+    return judge_and_measure(members, options, world)[0]
+
+
+def judge_and_measure(
+    members: list[Member], options: LabelledOptions, world: World
+) -> tuple[dict[str, Any], JudgedClips]:
+    """Judge the recordings that the flags name; their figures, and what was said of them.
+
+    Raises
+    ------
+    InputError : as :func:`infer.corpus.labelled_recordings` and :func:`infer.labelled.judge_labelled`
+    """
     recordings = world.decide(lambda: labelled_recordings(members, options))
-    judged = judge_labelled(members, recordings, options, world)
-    return ensemble_figures(members, judged, options.source or "the split test")
+    clips = judge_labelled(members, recordings, options, world)
+    figures = ensemble_figures(members, clips, options.source or "the split test")
+    if options.robustness:
+        figures["robustness"] = robustness(members, recordings, options, world)
+    return figures, clips
 
 
 def out_of_fold_figures(members: list[Member], clips: JudgedClips, mean: np.ndarray) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from infer.outputs import output_path
 from infer.predict.windows import DETECTION, HEADER, JudgedFiles, detection_rows, hop_samples, judge_windows
 from infer.recordings import Recordings, list_recordings
 from infer.shares import judge_in_shares
+from infer.views import first_views
 from train.world import World
 
 UNKNOWN = "unknown"  # label of what is judged with less than --min-confidence
@@ -42,7 +43,7 @@ def predict(options: PredictOptions, world: World) -> int:
         return (JudgedFiles(ensemble(said.probs), said.errors, np.empty(0, DETECTION)) for said in judge.judge(groups))
 
     group = _LONG_FILES if options.windows else options.batch_size
-    judged = judge_in_shares(members, recordings.paths, group, options.tta, world, judge_groups)
+    judged = judge_in_shares(members, recordings.paths, group, first_views(options.tta), world, judge_groups)
     if not world.is_main:
         return EXIT_OK
     if not ensemble.calibrated:

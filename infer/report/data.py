@@ -13,10 +13,9 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble
-from infer.evaluate.figures import ensemble_figures, out_of_fold_figures
-from infer.labelled import JudgedClips, judge_labelled, out_of_fold
+from infer.evaluate.figures import judge_and_measure, out_of_fold_figures
+from infer.labelled import JudgedClips, out_of_fold
 from infer.members import Member
 from infer.options import ReportOptions
 from infer.scoring import coverage, reliability, suspects
@@ -58,6 +57,7 @@ class Source:
             "ece": ece,
             "bins": bins,
             "coverage": coverage(confidence, judged == targets),
+            "robustness": self.figures.get("robustness"),
             "wrong": int((judged != targets).sum()),
             "suspects": len(found),
             "suspected": [[self.clips.names[clip], int(targets[clip]), int(likely[clip])] for clip in listed],
@@ -115,9 +115,7 @@ def judge_sources(options: ReportOptions, members: list[Member], world: World) -
 
 
 def _recordings(options: ReportOptions, members: list[Member], world: World) -> Source:
-    recordings = world.decide(lambda: labelled_recordings(members, options))
-    clips = judge_labelled(members, recordings, options, world)
-    figures = ensemble_figures(members, clips, options.source or "the split test")
+    figures, clips = judge_and_measure(members, options, world)
     return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs))
 
 

@@ -1,0 +1,118 @@
+"""Accuracy on recordings made worse in known ways: what a test set from the training corpus does not show.
+
+Each condition is a view ``(samples) -> samples``, as those of `infer.views`, of the recordings that are judged. It is
+the same whenever the same recording is judged.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import soxr
+
+from cache.cli import InputError
+from cache.config import FeatureConfig
+from infer.ensemble import Ensemble
+from infer.labelled import judge_labelled
+from infer.members import Member, shared_clip
+from infer.options import LabelledOptions
+from infer.recordings import Recordings
+from infer.scoring import accuracy_of
+from infer.views import clean
+from pipeline.augment import mixed, played, shifted
+from pipeline.decode import read_clip
+from train.world import World
+
+_VOICES, _BABBLE_CLIPS = 8, 32  # in the babble at once, and one after another
+
+
+def conditions(babble: np.ndarray, sample_rate: int) -> dict[str, dict[float, Callable]]:
+    """Views by what is changed and by how much; the value that changes nothing is the clean clip's place on the axis.
+
+    Parameters
+    ----------
+    babble : what :func:`babble_of` makes
+    sample_rate : Hz
+    """
+    return {
+        "babble, SNR in dB": {snr: functools.partial(_in_babble, babble=babble, snr_db=snr) for snr in (20, 10, 5, 0)},
+        "level, dB": {gain: functools.partial(_recorded_at, gain_db=gain) for gain in (-30, -20, -10, 10)},
+        "shift, ms": {
+            ms: functools.partial(shifted, count=round(ms * sample_rate / 1000)) for ms in (-200, -100, 100, 200)
+        },
+        "speed, percent": {percent: functools.partial(played, percent=percent) for percent in (80, 90, 110, 120)},
+        "upper band edge, Hz": {4000: functools.partial(_band_limited, sample_rate=sample_rate, edge=4000)},
+        "clipped at percent of its peak": {
+            percent: functools.partial(_clipped, percent=percent) for percent in (30, 10)
+        },
+    }
+
+
+def robustness(members: list[Member], recordings: Recordings, options: LabelledOptions, world: World) -> dict[str, Any]:
+    """The ensemble's accuracy, without further test-time views, in every condition.
+
+    Returns
+    -------
+    dict : ``score``, the mean accuracy of the changed conditions; ``clean``; ``conditions``, each with ``changed``,
+        ``value``, ``accuracy``, ``low`` and ``high``
+
+    Raises
+    ------
+    InputError : as of :func:`infer.labelled.judge_labelled`, or members of different clip lengths
+    """
+    config = shared_clip(members)
+    table = conditions(babble_of(recordings, config), config.sample_rate)
+    named = [(changed, value, view) for changed, values in table.items() for value, view in values.items()]
+    views = [clean, *(view for _, _, view in named)]
+    clips = judge_labelled(members, recordings, options, world, views)
+    ensemble = Ensemble(members, 1, options.ensemble)
+    figures = [accuracy_of(ensemble(clips.probs[:, [view]]), clips.targets) for view in range(len(views))]
+    rows = [
+        {"changed": changed, "value": value, **row} for (changed, value, _), row in zip(named, figures[1:], strict=True)
+    ]
+    return {"score": float(np.mean([row["accuracy"] for row in rows])), "clean": figures[0], "conditions": rows}
+
+
+def babble_of(recordings: Recordings, config: FeatureConfig) -> np.ndarray:
+    """Many voices at once, of some of the recordings themselves [shape=(n,), dtype=float32]."""
+    clips: list[np.ndarray] = []
+    for index in np.random.default_rng(0).permutation(len(recordings.paths)).tolist():
+        try:
+            samples = read_clip(recordings.paths[index], config).samples
+        except (InputError, OSError):
+            continue  # judging says why
+        if power := float(np.dot(samples, samples)):
+            clips.append(samples / np.float32(np.sqrt(power)))
+        if len(clips) == _VOICES * _BABBLE_CLIPS:
+            break
+    if not clips:
+        return np.zeros(config.samples, np.float32)
+    voices = [np.concatenate(clips[first::_VOICES]) for first in range(min(_VOICES, len(clips)))]
+    return np.stack([np.resize(voice, len(voices[0])) for voice in voices]).sum(axis=0)
+
+
+def _in_babble(samples: np.ndarray, babble: np.ndarray, snr_db: float) -> np.ndarray:
+    """Add a stretch of the babble that depends on the samples alone."""
+    start = zlib.crc32(samples.tobytes()) % (len(babble) - len(samples) + 1)
+    return mixed(samples, babble[start : start + len(samples)], snr_db)
+
+
+def _recorded_at(samples: np.ndarray, gain_db: float) -> np.ndarray:
+    """As a 16-bit recording of another level has it: rounded, and clipped at full scale."""
+    scaled = np.round(samples * np.float32(32768 * 10 ** (gain_db / 20)))
+    return np.clip(scaled, -32768, 32767).astype(np.float32) / np.float32(32768)
+
+
+def _band_limited(samples: np.ndarray, sample_rate: int, edge: int) -> np.ndarray:
+    """Without what lies above `edge` Hz, as of a telephone line."""
+    if 2 * edge >= sample_rate:
+        return samples
+    back = soxr.resample(soxr.resample(samples, sample_rate, 2 * edge), 2 * edge, sample_rate)
+    return np.pad(back, (0, max(0, len(samples) - len(back))))[: len(samples)]
+
+
+def _clipped(samples: np.ndarray, percent: float) -> np.ndarray:
+    limit = float(np.abs(samples).max()) * percent / 100
+    return samples.clip(-limit, limit)
