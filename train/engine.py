@@ -26,6 +26,7 @@ from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions
 from train.precision import FORMATS, autocast, choose_memory_format, device_name, training_dtype
+from train.speech_embedding import check_features
 from train.teacher import teacher_probs
 from train.world import World
 
@@ -77,6 +78,8 @@ class Trainer:
             self._taught = torch.from_numpy(teacher_probs(options.teacher, cache)).to(device)
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)
+        if options.pretrained:
+            check_features(options.model, cache.config)
         model = create_model(options.model, classes, size, options.weights, options.pretrained, options.drop_path)
         start_classifier(model, at_zero=options.loss == "cross_entropy")
         fits_input(model, options.model, size)

@@ -37,6 +37,8 @@ def create_model(
     """
     import timm
 
+    import train.speech_embedding  # noqa: F401  # among timm's models from here on
+
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5) or ["resnet18", "dla60_res2next"]
         raise InputError(f"unknown model {name!r}; similar: {', '.join(close)}; all: timm.list_models()")
@@ -88,6 +90,8 @@ def _create(name: str, settings: dict, size: tuple[int, int], pretrained: bool) 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it reports each of its retries
     try:
         return timm.create_model(name, pretrained=pretrained, **settings)
+    except InputError:
+        raise
     except Exception as error:
         if not pretrained and "img_size" not in settings:
             raise
