@@ -21,7 +21,7 @@ from infer.members import Member
 from pipeline.decode import read_clip, reason_of
 from pipeline.features import LogMel
 from pipeline.filterbank import mel_filterbank
-from train.precision import amp_dtype, autocast
+from train.precision import autocast
 
 Item = TypeVar("Item")
 _AHEAD = 3  # batches whose features are under way
@@ -59,7 +59,6 @@ class Judge:
         self.classes = self.members[0].classes
         self._configs = list(dict.fromkeys(member.config.view_config for member in self.members))
         self._filters = [mel_filterbank(config) for config in self._configs]
-        self._dtype = amp_dtype("auto", device)
         threads = torch.get_num_threads()
         self._local = threading.local()
         count = usable_cores()
@@ -116,7 +115,7 @@ class Judge:
             x = stacked.to(self.device, non_blocking=True).float().flatten(0, 1)[:, None]
             for index, member in enumerate(self.members):
                 if member.config.view_config == config:
-                    with autocast(self.device, self._dtype):
+                    with autocast(self.device, member.dtype):
                         logits = member.model(x.contiguous(memory_format=member.memory_format))
                     judged = (logits.float() / member.temperature).softmax(dim=1)
                     judged = torch.where(logits.isfinite().all(dim=1, keepdim=True), judged, torch.nan)
@@ -128,7 +127,8 @@ class Judge:
         unsound = np.isnan(judged.probs).any(axis=(1, 3))  # (members, n)
         for clip in np.flatnonzero(unsound.any(axis=0)).tolist():
             member = self.members[int(unsound[:, clip].argmax())]
-            lower = "" if self._dtype is None else f" in {str(self._dtype).removeprefix('torch.')}; try --device cpu"
+            dtype = member.dtype and str(member.dtype).removeprefix("torch.")
+            lower = f" in {dtype}; try --amp off" if dtype else ""
             judged.errors[clip] = f"{member.name}: logits that are not finite{lower}"
             judged.probs[:, :, clip] = 0
         return judged

@@ -12,10 +12,10 @@ import torch
 
 from cache.cli import InputError, say
 from cache.config import FeatureConfig
-from infer.options import MemberOptions, trained_runs
+from infer.options import EnsembleOptions, MemberOptions, trained_runs
 from train.checkpoint import load_checkpoint, taking_over
 from train.models import create_model
-from train.precision import FORMATS, amp_dtype, device_name, find_faster_format
+from train.precision import FORMATS, amp_dtype, device_name, find_faster_format, prediction_dtype
 from train.progress import read_run
 from train.world import World
 
@@ -37,6 +37,8 @@ class Member:
     model: torch.nn.Module
     memory_format: torch.memory_format = torch.channels_last
     """The faster one for this model on this device."""
+    dtype: torch.dtype | None = None
+    """What it computes in, by autocast; None: float32."""
     calibrated: bool = True
     """Whether neither the member nor a teacher of it knew the clips that its temperature was fitted on."""
     hold_back: float = 0.0
@@ -82,8 +84,8 @@ def trained_folds(run: str, folds: str) -> list[str]:
     return wanted
 
 
-def load_members(runs: list[str], folds: str, device: torch.device) -> list[Member]:
-    """Load every wanted fold of every run.
+def load_members(runs: list[str], folds: str, device: torch.device, amp: str = "off") -> list[Member]:
+    """Load every wanted fold of every run, to compute in what `amp` says (see `train.precision`).
 
     Raises
     ------
@@ -96,6 +98,10 @@ def load_members(runs: list[str], folds: str, device: torch.device) -> list[Memb
             raise InputError(
                 f"{member.path}: trained on other features or another split than {first.path}; train it again"
             )
+        if member is first:  # its other folds are the same network
+            size = (member.config.n_mels, member.config.n_frames)
+            member.dtype = prediction_dtype(amp, member.model, size, device)
+        member.dtype = first.dtype
         if member.classes != members[0].classes:
             raise InputError(f"{member.path}: knows other labels than {members[0].path}; they cannot vote together")
     return members
@@ -108,7 +114,8 @@ def load_alike(options: MemberOptions, world: World) -> list[Member]:
     ------
     InputError : as :func:`load_members`, or a checkpoint was replaced between two ranks' reading
     """
-    members = load_members(options.run_folders, options.folds, world.device)
+    amp = options.amp if isinstance(options, EnsembleOptions) else "off"
+    members = load_members(options.run_folders, options.folds, world.device, amp)
     read = world.gather([(str(member.path), member.digest) for member in members])
     for rank, theirs in enumerate(read):
         if theirs != read[0]:

@@ -48,6 +48,9 @@ class EnsembleOptions(MemberOptions):
     ensemble: str = flag("soft", "mean of probabilities, or majority vote", choices=("soft", "hard"))
     batch_size: int = flag(64, "clips in a forward pass", AT_LEAST_1)
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+    amp: str = flag(
+        "auto", "mixed precision, where it is faster; off: float32", choices=("auto", "bf16", "fp16", "off")
+    )
     audio_dir: str | None = flag(
         None,
         "the corpus, if it is no longer where the cache was built from, nor beside it; the files of a table",
@@ -141,6 +144,7 @@ class ExportOptions(EnsembleOptions):
 
     ensemble: str = flag("soft", "an exported file holds the mean of probabilities", choices=("soft",))
     device: str = flag("cpu", "where the file is verified; it runs anywhere", choices=("cpu",))
+    amp: str = flag("off", "the file computes in float32", choices=("off",))
     format: str = flag("onnx", "kind of file", choices=("onnx",))
     output: str = flag("model.onnx", "the file")
     int8: bool = flag(False, "also write FILE.int8.onnx, with quantised networks, and measure its accuracy")

@@ -53,7 +53,7 @@ def predicted(here: Path, recordings: Path) -> tuple[np.ndarray, np.ndarray]:
     """Clips (n, samples) and what predict says of them (n, classes)."""
     from infer.predict.__main__ import main as predict
 
-    flags = ["--run", RUN, "--input", recordings, "--device", "cpu", "--probabilities", "matrix.csv"]
+    flags = ["--run", RUN, "--input", recordings, "--amp", "off", "--device", "cpu", "--probabilities", "matrix.csv"]
     assert predict(list(map(str, flags))) == 0
     with open(here / "matrix.csv", newline="") as file:
         rows = list(csv.reader(file))[1:]

@@ -65,7 +65,7 @@ def test_soft_ensemble_is_the_mean_of_softmaxes_taken_once(trained: Path) -> Non
 
     out = trained / "matrix.csv"
     flags = ("--run", "runs/run0", "--run", "runs/run1", "--probabilities", out, "--output", trained / "p.csv")
-    assert command("infer.predict", trained, *flags, "--tta", 3)[0] == 0
+    assert command("infer.predict", trained, *flags, "--amp", "off", "--tta", 3)[0] == 0
     path = trained / "data/audio" / rows_of(out)[0]["file"]
     expected = []
     for run in ("run0", "run1"):
@@ -89,6 +89,25 @@ def test_soft_ensemble_is_the_mean_of_softmaxes_taken_once(trained: Path) -> Non
                     expected.append((model.eval()(x)[0] / saved["temperature"]).softmax(dim=0).numpy())
     found = [float(rows_of(out)[0][word]) for word in WORDS]
     np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=2e-3)
+
+
+def test_bf16_judges_as_float32_does(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Rounding shows in the probabilities, not in the labels; fp16 needs a GPU."""
+    from infer.predict.__main__ import main as predict
+    from tests.words_run import RUN
+
+    judged = {}
+    for amp in ("off", "bf16"):
+        flags = ["--run", RUN, "--input", "data/audio", "--device", "cpu", "--amp", amp, "--tta", "1"]
+        flags += ["--output", str(tmp_path / "p.csv"), "--probabilities", str(tmp_path / f"{amp}.csv")]
+        assert predict(flags) == 0
+        with open(tmp_path / f"{amp}.csv", newline="") as file:
+            judged[amp] = np.array([row[1:] for row in csv.reader(file)][1:], float)
+    difference = np.abs(judged["off"] - judged["bf16"])
+    assert 0 < difference.max() < 0.05
+    assert (judged["off"].argmax(axis=1) == judged["bf16"].argmax(axis=1)).all()
+    assert predict([*flags, "--amp", "fp16"]) == 2
+    assert "--amp fp16 needs a CUDA device" in capsys.readouterr().err
 
 
 def test_votes() -> None:

@@ -29,7 +29,7 @@ from tests.words_run import RUN, WORDS
 from train.checkpoint import load_arrays, load_checkpoint, save_arrays, save_checkpoint
 from train.run import main as train
 
-NAN, FLAGS = float("nan"), ["--device", "cpu", "--tta", "2"]
+NAN, FLAGS = float("nan"), ["--device", "cpu", "--amp", "off", "--tta", "2"]
 
 
 @pytest.fixture

@@ -56,6 +56,16 @@ def training_dtype(
     return None if wrong or not all(able for able, _ in decisions) else dtype
 
 
+def prediction_dtype(
+    amp: str, model: torch.nn.Module, size: tuple[int, int], device: torch.device
+) -> torch.dtype | None:
+    """The autocast type of prediction, chosen as that of training; on a CPU with bf16 it takes half of the time."""
+    if amp != "auto" or device.type == "cuda":
+        return amp_dtype(amp, device)
+    dtype = _cpu_dtype(model)
+    return None if dtype is None or find_wrong_layer(model, size, torch.channels_last) else dtype
+
+
 def _cpu_dtype(model: torch.nn.Module) -> torch.dtype | None:
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in early releases of torch
     convolutions = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))

@@ -14,11 +14,16 @@ _NARROW = {"n_mels": 64, "width": 32, "epochs": 40}
 
 _ON_CPU = {"n_mels": 32, "batch_size": 64, "warmup_epochs": 1.0, "loss": "binary", "balance": 0.5}
 _FAST = {**_ON_CPU, "model": "resnet10t", "epochs": 20, "mixup": 0.2}
+_PRETRAINED = {
+    **{"model": "speech_embedding", "pretrained": True, "n_mels": 32, "width": 101, "batch_size": 64, "epochs": 10},
+    **{"lr": 1e-3, "warmup_epochs": 0.3, "balance": 0.5},
+}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "smoke": {**_ON_CPU, "model": "resnet10t", "epochs": 10, "mixup": 0.0},
     "fast": _FAST,
     "balanced": {**_FAST, "width": 64},
+    "pretrained": _PRETRAINED,
     "best": _CHOSEN_LAST,
     "resnet50-64x32": {**_NARROW, "model": "resnet50"},
     "resnet50d-64x32": {**_NARROW, "model": "resnet50d"},
@@ -34,6 +39,7 @@ _USES = {
     "smoke": "where one starts",
     "fast": "on a CPU",
     "balanced": "on a CPU, twice the work of fast",
+    "pretrained": "from a network that knows speech; see docs/training.md",
     "best": "on GPUs, with --fold all",
 }
 

@@ -21,7 +21,7 @@ from infer.members import Member
 from infer.views import first_views
 from tests.bench.common import RATE, Result, interleaved, median_ratio, print_table, write_json, write_recordings
 from train.models import create_model
-from train.precision import amp_dtype
+from train.precision import autocast, prediction_dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ def make_members(model: str, config: FeatureConfig, count: int, device: torch.de
         torch.manual_seed(fold)
         network = create_model(model, len(classes), (config.n_mels, config.n_frames))
         network = network.to(device, memory_format=torch.channels_last).eval()
-        members.append(Member("run", str(fold), Path("none"), config, classes, "", 1.0, network))
+        dtype = prediction_dtype("auto", network, (config.n_mels, config.n_frames), device)
+        members.append(Member("run", str(fold), Path("none"), config, classes, "", 1.0, network, dtype=dtype))
     return members
 
 
@@ -86,7 +87,6 @@ def measure(options: Options, work: Path) -> list[Result]:
     judge = Judge(members, views, device)
     x = torch.randn(len(views) * options.batch_size, 1, config.n_mels, config.n_frames, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
-    dtype = amp_dtype("auto", device)
 
     def ours() -> None:
         for judged in judge.judge(batched(paths, options.batch_size)):
@@ -95,7 +95,7 @@ def measure(options: Options, work: Path) -> list[Result]:
     def forward_only() -> None:
         for _ in range(0, len(paths), options.batch_size):
             for member in members:
-                with torch.inference_mode(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=bool(dtype)):
+                with torch.inference_mode(), autocast(device, member.dtype):
                     member.model(x)
         if device.type == "cuda":
             torch.cuda.synchronize()
