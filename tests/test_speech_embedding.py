@@ -68,6 +68,17 @@ def test_features_and_network_are_the_published_ones(published: Path, runtime) -
         assert model.head.in_features == said.size
 
 
+def test_training_and_judging_compute_the_same() -> None:
+    """The form whose gradient is faster is the same function."""
+    model, x = create_model("speech_embedding", 3, (32, 101)), torch.randn(4, 1, 32, 101)
+    for parameter in model.parameters():
+        parameter.data *= 3  # far into the negative
+    with torch.no_grad():
+        judged = model.eval()(x)
+        assert judged.abs().max() > 1
+        assert torch.allclose(model.train()(x), judged, rtol=1e-4)
+
+
 def test_it_trains_predicts_and_exports(published: Path, corpus: Path, runtime, capsys: pytest.CaptureFixture) -> None:
     """An ordinary model: its folds are trained, resumed, judged, and exported to the same probabilities."""
     from infer.evaluate.__main__ import main as evaluate
