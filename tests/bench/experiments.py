@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RARE, FEW = ("dog", "bed", "three"), 12
 BASELINES = {
     **{"small": "baseline", "rare": "rare-balance-0", "fast": "fast"},
-    **{"frontier": "resnet10t-32", "steps": "resnet18-64x32"},
+    **{"frontier": "resnet10t-32", "front-end": "32x64-fft-2048", "steps": "resnet18-64x32"},
     **{f"length-{epochs}": f"epochs-{epochs}-defaults" for epochs in (10, 20, 60)},
 }
 PAIRS = (("bed", "bird"), ("go", "no"), ("three", "two"))
@@ -151,7 +151,11 @@ _LENGTHS = tuple(
         ("lr-0.002", "--lr 0.002"),
     )
 )
-EXPERIMENTS = (*_SMALL, *_RARE, *_FAST, *_FRONTIER, *_STEPS, *_LENGTHS, *_LADDER)
+_FRONT_END = tuple(
+    Experiment(f"{size}-fft-{n_fft}", _size(size), f"{_size(size)} --n-fft {n_fft}", "front-end")
+    for size, n_fft in (("32x64", 2048), ("32x64", 1024), ("32x64", 512), ("40x101", 1024), ("40x101", 512))
+)
+EXPERIMENTS = (*_SMALL, *_RARE, *_FAST, *_FRONTIER, *_FRONT_END, *_STEPS, *_LENGTHS, *_LADDER)
 GROUPS = {  # title, and flags that all rows share, for the build and for training
     "small": (
         "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
@@ -172,6 +176,11 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
         "Models and resolutions at the same 20 epochs",
         "--folds 2",
         "--recipe smoke --model resnet18 --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
+    ),
+    "front-end": (
+        "The length of a frame: resnet10t, 20 epochs, mixup, binary loss",
+        "--folds 2",
+        "--recipe balanced --epochs 20",
     ),
     "steps": (
         "The steps of the ladder at a size for a CPU",
