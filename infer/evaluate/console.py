@@ -34,9 +34,9 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
 def _print_robustness(measured: dict[str, Any]) -> None:
     changed: dict[str, list[str]] = {}
     for row in measured["conditions"]:
-        changed.setdefault(row["changed"], []).append(f"{row['value']:g}: {row['accuracy']:.3f}")
+        changed.setdefault(row["changed"], []).append(f"{row['value']:g}:{row['accuracy']:.3f}")
     title = f"robustness {measured['score']:.4f}, the mean of these (as recorded {measured['clean']['accuracy']:.4f})"
-    print_table(title, [(name, ", ".join(cells)) for name, cells in changed.items()])
+    print_table(title, [(name, "  ".join(cells)) for name, cells in changed.items()])
 
 
 def _print_accuracies(figures: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ def write_json(path: Path, results: list[Result]) -> None:
     import torch
 
     content = {
-        "machine": {"cores": os.cpu_count(), "cpu": _cpu(), "system": platform.platform()},
+        "machine": {"cores": os.cpu_count(), "cpu": cpu_name(), "system": platform.platform()},
         "versions": {module.__name__: module.__version__ for module in (np, torch, librosa, h5py)},
         "results": [result._asdict() for result in results],
     }
@@ -110,6 +110,7 @@ def write_json(path: Path, results: list[Result]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
