@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+SPEECH := ../shared/data/unpack.py
+COURSE ?= both
 DEMO_RUN := --runs-dir runs --model resnet10t --n-mels 32
 
-.PHONY: setup demo test test-long lint bench-cache bench-train bench-infer
+.PHONY: setup demo race test test-long lint bench-cache bench-train bench-infer
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: setup.cfg pyproject.toml
@@ -22,6 +24,15 @@ demo: setup # in demo/, never in data/
 	cd demo && $(BIN)/python -m infer.predict $(DEMO_RUN) --folds all --tta 4
 	cd demo && $(BIN)/python -m infer.evaluate $(DEMO_RUN) --folds all --tta 4 --input data/test
 	cd demo && $(BIN)/python -m infer.report $(DEMO_RUN) --folds all --tta 4 --input data/test
+
+race: setup data/audio
+	$(BIN)/pip install --quiet --editable '.[pretrained]'
+	rm -rf data/race/$(COURSE)
+	$(BIN)/python -m tests.bench.race --course $(COURSE)
+
+data/audio: # the speech that lies beside the checkout of some machines, else the public corpus
+	if [ -f $(SPEECH) ]; then rm -rf data/part && $(BIN)/python $(SPEECH) data/part && mv data/part $@; \
+	else $(BIN)/python -m pipeline.download speech-commands-v0.01; fi
 
 test: setup
 	$(PYTEST) -m "not long"

@@ -170,7 +170,7 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
     "fast": (
         "Binary loss and bf16 with a better model: resnet10t, 32 x 32, 20 epochs, mixup",
         "--n-mels 32 --folds 2",
-        "--recipe fast --loss cross_entropy --balance 0 --amp off",
+        "--recipe smoke --epochs 20 --mixup 0.2 --loss cross_entropy --balance 0 --amp off",
     ),
     "frontier": (
         "Models and resolutions at the same 20 epochs",
@@ -180,7 +180,7 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
     "front-end": (
         "The length of a frame: resnet10t, 20 epochs, mixup, binary loss",
         "--folds 2",
-        "--recipe balanced --epochs 20",
+        "--recipe smoke --epochs 20 --mixup 0.2",
     ),
     "steps": (
         "The steps of the ladder at a size for a CPU",
