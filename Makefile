@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 SPEECH := ../shared/data/unpack.py
-COURSE ?= both
+COURSE ?= balanced-pretrained
 DEMO_RUN := --runs-dir runs --model resnet10t --n-mels 32
 
 .PHONY: setup demo race test test-long lint bench-cache bench-train bench-infer

@@ -31,20 +31,34 @@ class Course:
     build: tuple[str, ...]
     """Of each cache in turn."""
     train: tuple[str, ...]
-    """Of each run in turn."""
-    folds: str = "0"
-    """Of each run, those that judge."""
+    """Of each training; they run at once where there is a device for each."""
+    judge: str
+    """Which members judge."""
 
 
-_ONE_OF_20 = "--augment speed --folds 20"  # one model, trained on 95% of the clips; the others choose its best epoch
-_SMALL = f"--n-mels 32 --width 64 {_ONE_OF_20}"
-_PRETRAINED = f"{BUILD_FLAGS} {_ONE_OF_20}"
+# one model of 20 is trained on 95% of the clips; the others choose its best epoch
+_SMALL = "--n-mels 32 --width 64 --folds 20"
+_SPEECH = f"{BUILD_FLAGS} --folds 20"
 COURSES = {
-    "start": Course(("--n-mels 32 --width 64 --n-fft 2048",), ("--recipe balanced --epochs 20 --fold all",), "all"),
-    "fast": Course((_SMALL,), ("--recipe fast",)),
-    "balanced": Course((_SMALL,), ("--recipe balanced",)),
-    "pretrained": Course((_PRETRAINED,), ("--recipe pretrained",)),
-    "both": Course((_SMALL, _PRETRAINED), ("--recipe balanced --epochs 16", "--recipe pretrained")),
+    "start": Course(
+        ("--n-mels 32 --width 64 --n-fft 2048",),
+        ("--recipe balanced --epochs 20 --name small --fold all",),
+        "--run small",
+    ),
+    "fast": Course((f"{_SMALL} --num-views 2",), ("--recipe fast --name small",), "--run small --folds 0"),
+    "fast-pretrained": Course(
+        (f"{_SPEECH} --num-views 2",), ("--recipe pretrained --epochs 2 --name speech",), "--run speech --folds 0"
+    ),
+    "balanced": Course(
+        (f"{_SMALL} --augment speed",),
+        ("--recipe balanced --name small --fold 0", "--recipe balanced --name small --fold 1"),
+        "--run small --folds 0,1",
+    ),
+    "balanced-pretrained": Course(
+        (f"{_SMALL} --augment speed", f"{_SPEECH} --augment speed"),
+        ("--recipe balanced --name small", "--recipe pretrained --epochs 5 --name speech"),
+        "--run small --run speech --folds 0",
+    ),
 }
 
 
@@ -56,7 +70,7 @@ class Options:
     work: str = flag("data/race", "caches, runs and predictions")
     course: str = flag("balanced", "which commands run", choices=tuple(COURSES))
     page: str = flag("docs/race.md", "the table that a line is added to")
-    ranks: int = flag(0, "processes that train (default: one per GPU, or per core)")
+    devices: int = flag(0, "how many train (default: all GPUs, or cores)")
 
 
 @command(Options)
@@ -70,29 +84,28 @@ def run(options: Options) -> int:
     course, work = COURSES[options.course], Path(options.work) / options.course
     if work.exists():
         raise InputError(f"{work}: is there already, but the clock runs from an empty folder; remove it")
-    ranks = options.ranks or _devices()
-    launcher = f"torch.distributed.run --standalone --nproc_per_node {ranks}"
-    caches, members = f"--cache-dir {work}/cache", " ".join(f"--run {work}/{name}" for name in _names(course))
-    judge = f"{members} --folds {course.folds} {caches} --tta 4"
+    devices = options.devices or _devices()
+    at_once = devices >= len(course.train)
+    launcher = f"torch.distributed.run --nproc_per_node {devices // len(course.train) if at_once else devices}"
+    caches = f"--cache-dir {work}/cache"
+    judge = f"{course.judge.replace('--run ', f'--run {work}/')} {caches} --tta 4"
     listed = f"--input {options.audio_dir}/testing_list.txt --output {work}/predictions.csv"
-    build = f"pipeline.build_cache --audio-dir {options.audio_dir} {caches}"
-    minutes = {"build": sum(_minutes(f"{build} {flags}") for flags in course.build)}
-    minutes["train"] = sum(
-        _minutes(f"{launcher} -m train.run {caches} --runs-dir {work} --name {name} {flags}")
-        for name, flags in zip(_names(course), course.train, strict=True)
-    )
-    minutes["calibrate"] = _minutes(f"infer.calibrate {judge}")
-    minutes["predict"] = _minutes(f"infer.predict {judge} {listed}")
-    _minutes(f"infer.evaluate {judge} --split test --robustness --json {work}/figures.json")
-    row = _row(options, ranks, minutes, json.loads((work / "figures.json").read_text()))
+    builds = [f"pipeline.build_cache --audio-dir {options.audio_dir} {caches} {flags}" for flags in course.build]
+    trainings = [
+        f"{launcher} --master_port {29500 + number} -m train.run {caches} --runs-dir {work} {flags}"
+        for number, flags in enumerate(course.train)
+    ]
+    minutes = {"build": _minutes(builds), "train": _minutes(trainings, at_once=at_once)}
+    minutes |= {
+        "calibrate": _minutes([f"infer.calibrate {judge}"]),
+        "predict": _minutes([f"infer.predict {judge} {listed}"]),
+    }
+    _minutes([f"infer.evaluate {judge} --split test --robustness --json {work}/figures.json"])
+    row = _row(options, devices, minutes, json.loads((work / "figures.json").read_text()))
     print(row)
     with open(options.page, "a") as page:
         page.write(row + "\n")
     return 0
-
-
-def _names(course: Course) -> list[str]:
-    return [f"run{number}" for number in range(len(course.train))]
 
 
 def _devices() -> int:
@@ -101,24 +114,30 @@ def _devices() -> int:
     return torch.cuda.device_count() or usable_cores()
 
 
-def _minutes(command: str) -> float:
-    """Run a module with its flags; returns how long it took."""
-    print(f"$ python -m {command}", flush=True)
+def _minutes(commands: list[str], *, at_once: bool = False) -> float:
+    """Run modules with their flags, in turn or at once; returns how long it took."""
     started = time.monotonic()
-    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if "torch.distributed" in command else {})}
-    status = subprocess.run([sys.executable, "-m", *shlex.split(command)], env=environment).returncode
-    if status:
-        raise InputError(f"python -m {command} ended with status {status}")
+    running: list[tuple[str, subprocess.Popen]] = []
+    for command in commands:
+        print(f"$ python -m {command}", flush=True)
+        threads = {"OMP_NUM_THREADS": "1"} if "torch.distributed" in command else {}
+        process = subprocess.Popen([sys.executable, "-m", *shlex.split(command)], env={**os.environ, **threads})
+        running.append((command, process))
+        if not at_once:
+            process.wait()
+    for command, process in running:
+        if process.wait():
+            raise InputError(f"python -m {command} ended with status {process.returncode}")
     return (time.monotonic() - started) / 60
 
 
-def _row(options: Options, ranks: int, minutes: dict[str, float], figures: dict[str, Any]) -> str:
+def _row(options: Options, devices: int, minutes: dict[str, float], figures: dict[str, Any]) -> str:
     import torch
 
     def accuracy(key: str) -> str:
         return "{accuracy:.4f} ({low:.4f} to {high:.4f})".format(**figures[key])
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{ranks} cores of {cpu_name()}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{devices} cores of {cpu_name()}"
     stages = ", ".join(f"{name} {took:.1f}" for name, took in minutes.items())
     error = f"{figures['ece']:.1%}"
     cells = [options.course, f"**{sum(minutes.values()):.1f}** ({stages})", accuracy("single"), accuracy("soft_tta")]
