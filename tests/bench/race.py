@@ -117,17 +117,16 @@ def _devices() -> int:
 def _minutes(commands: list[str], *, at_once: bool = False) -> float:
     """Run modules with their flags, in turn or at once; returns how long it took."""
     started = time.monotonic()
-    running: list[tuple[str, subprocess.Popen]] = []
-    for command in commands:
-        print(f"$ python -m {command}", flush=True)
-        threads = {"OMP_NUM_THREADS": "1"} if "torch.distributed" in command else {}
-        process = subprocess.Popen([sys.executable, "-m", *shlex.split(command)], env={**os.environ, **threads})
-        running.append((command, process))
+    running: list[subprocess.Popen] = []
+    for line in commands:
+        print(f"$ python -m {line}", flush=True)
+        threads = {"OMP_NUM_THREADS": "1"} if "torch.distributed" in line else {}
+        running.append(subprocess.Popen([sys.executable, "-m", *shlex.split(line)], env={**os.environ, **threads}))
         if not at_once:
-            process.wait()
-    for command, process in running:
+            running[-1].wait()
+    for line, process in zip(commands, running, strict=True):
         if process.wait():
-            raise InputError(f"python -m {command} ended with status {process.returncode}")
+            raise InputError(f"python -m {line} ended with status {process.returncode}")
     return (time.monotonic() - started) / 60
 
 
