@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RARE, FEW = ("dog", "bed", "three"), 12
 BASELINES = {
     **{"small": "baseline", "rare": "rare-balance-0", "fast": "fast"},
-    **{"frontier": "resnet10t-32", "front-end": "32x64-fft-2048", "steps": "resnet18-64x32"},
+    **{"frontier": "resnet10t-32", "front-end": "32x64-fft-2048", "views": "more-20", "steps": "resnet18-64x32"},
     **{f"length-{epochs}": f"epochs-{epochs}-defaults" for epochs in (10, 20, 60)},
 }
 PAIRS = (("bed", "bird"), ("go", "no"), ("three", "two"))
@@ -155,7 +155,17 @@ _FRONT_END = tuple(
     Experiment(f"{size}-fft-{n_fft}", _size(size), f"{_size(size)} --n-fft {n_fft}", "front-end")
     for size, n_fft in (("32x64", 2048), ("32x64", 1024), ("32x64", 512), ("40x101", 1024), ("40x101", 512))
 )
-EXPERIMENTS = (*_SMALL, *_RARE, *_FAST, *_FRONTIER, *_FRONT_END, *_STEPS, *_LENGTHS, *_LADDER)
+_VIEWS = tuple(
+    Experiment(name, f"{_size('32x64')} --epochs {epochs}", f"{_size('32x64')} {build}", "views", seeds)
+    for name, epochs, build, seeds in (
+        ("more-20", 20, "--augment more", 3),
+        ("speed-20", 20, "--augment speed", 2),
+        ("speed-20-views-8", 20, "--augment speed --num-views 8", 1),
+        ("more-60", 60, "--augment more", 1),
+        ("speed-60", 60, "--augment speed", 1),
+    )
+)
+EXPERIMENTS = (*_SMALL, *_RARE, *_FAST, *_FRONTIER, *_FRONT_END, *_VIEWS, *_STEPS, *_LENGTHS, *_LADDER)
 GROUPS = {  # title, and flags that all rows share, for the build and for training
     "small": (
         "One setting at a time: resnet18, 32 x 32, ten epochs, half of the speakers held out",
@@ -181,6 +191,11 @@ GROUPS = {  # title, and flags that all rows share, for the build and for traini
         "The length of a frame: resnet10t, 20 epochs, mixup, binary loss",
         "--folds 2",
         "--recipe smoke --epochs 20 --mixup 0.2",
+    ),
+    "views": (
+        "Stored views at other speeds, 20 and 60 epochs: resnet10t, 32 x 64, mixup, binary loss",
+        "--folds 2",
+        "--recipe smoke --mixup 0.2",
     ),
     "steps": (
         "The steps of the ladder at a size for a CPU",
