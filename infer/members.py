@@ -92,16 +92,17 @@ def load_members(runs: list[str], folds: str, device: torch.device, amp: str = "
     InputError : a fold is missing, folds of a run disagree on features or split, or runs disagree on classes
     """
     members = [_load(run, fold, device) for run in runs for fold in trained_folds(run, folds)]
+    dtypes: dict[tuple[str, int, int], torch.dtype | None] = {}
     for member in members:
         first = next(other for other in members if other.run == member.run)
         if (member.config, member.split_digest) != (first.config, first.split_digest):
             raise InputError(
                 f"{member.path}: trained on other features or another split than {first.path}; train it again"
             )
-        if member is first:  # its other folds are the same network
-            size = (member.config.n_mels, member.config.n_frames)
-            member.dtype = prediction_dtype(amp, member.model, size, device)
-        member.dtype = first.dtype
+        network = (member.options["model"], member.config.n_mels, member.config.n_frames)
+        if network not in dtypes:
+            dtypes[network] = prediction_dtype(amp, member.model, network[1:], device)
+        member.dtype = dtypes[network]
         if member.classes != members[0].classes:
             raise InputError(f"{member.path}: knows other labels than {members[0].path}; they cannot vote together")
     return members

@@ -105,6 +105,16 @@ def test_other_features_are_refused(published: Path, corpus: Path, capsys: pytes
         create_model("speech_embedding", 3, (40, 101))
 
 
+def test_an_earlier_run_serves_as_weights(tmp_path: Path) -> None:
+    """Its convolutions are taken, for other labels and another length too."""
+    earlier = create_model("speech_embedding", 3, (32, 101))
+    torch.save({"version": 1, "options": {"lr": 0.1}, "model": earlier.state_dict()}, tmp_path / "best.pt")
+    for classes, frames in ((3, 101), (5, 60)):
+        model = create_model("speech_embedding", classes, (32, frames), weights=str(tmp_path / "best.pt"))
+        for key, value in earlier.features.state_dict().items():
+            assert torch.equal(model.features.state_dict()[key], value)
+
+
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line names the extra; the network without weights needs no package."""
     monkeypatch.setattr(speech_embedding, "_PACKAGE", "no-such-package")

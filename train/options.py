@@ -21,7 +21,7 @@ class TrainOptions(Flags):
     n_mels: int = flag(224, "mel bands of the cache")
     width: int | None = flag(None, "frames of the cache (default: n-mels)", type=int)
     fold: str = flag("0", "the fold to hold out; all: every fold in turn; none: train on everything", metavar="K")
-    model: str = flag("dla60_res2next", "any timm model")
+    model: str = flag("dla60_res2next", "any timm model, or speech_embedding")
     recipe: str | None = flag(None, "named settings; see python -m train.recipes", metavar="NAME")
     epochs: int = flag(40, "passes over the training clips", (1, 10_000))
     batch_size: int = flag(320, "global batch, over all ranks", (1, 1_000_000))

