@@ -29,7 +29,10 @@ class Options(Flags):
     """Flags of ``python -m tests.bench.infer``."""
 
     model: str = flag("resnet18", "a timm model")
-    n_mels: int = flag(64, "mel bands, and frames", AT_LEAST_1)
+    n_mels: int = flag(64, "mel bands", AT_LEAST_1)
+    width: int | None = flag(None, "frames (default: n-mels)", type=int)
+    n_fft: int = flag(2048, "samples in a frame", AT_LEAST_1)
+    amp: str = flag("auto", "mixed precision of ours; the plain way is in float32", choices=("auto", "off"))
     members: int = flag(3, "members of the ensemble", AT_LEAST_1)
     tta: int = flag(4, "test-time views", AT_LEAST_1)
     clips: int = flag(256, "files to judge", AT_LEAST_1)
@@ -37,7 +40,7 @@ class Options(Flags):
     rounds: int = flag(5, "rounds, of which medians are taken", AT_LEAST_1)
 
 
-def make_members(model: str, config: FeatureConfig, count: int, device: torch.device) -> list[Member]:
+def make_members(model: str, config: FeatureConfig, count: int, device: torch.device, amp: str) -> list[Member]:
     """Untrained members of one run."""
     classes = [f"word{n}" for n in range(30)]
     members = []
@@ -45,7 +48,7 @@ def make_members(model: str, config: FeatureConfig, count: int, device: torch.de
         torch.manual_seed(fold)
         network = create_model(model, len(classes), (config.n_mels, config.n_frames))
         network = network.to(device, memory_format=torch.channels_last).eval()
-        dtype = prediction_dtype("auto", network, (config.n_mels, config.n_frames), device)
+        dtype = prediction_dtype(amp, network, (config.n_mels, config.n_frames), device)
         members.append(Member("run", str(fold), Path("none"), config, classes, "", 1.0, network, dtype=dtype))
     return members
 
@@ -80,8 +83,8 @@ def measure(options: Options, work: Path) -> list[Result]:
     """Interleave the three ways of judging the same files."""
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = FeatureConfig(n_mels=options.n_mels, n_frames=options.n_mels)
-    members = make_members(options.model, config, options.members, device)
+    config = FeatureConfig(n_mels=options.n_mels, n_frames=options.width or options.n_mels, n_fft=options.n_fft)
+    members = make_members(options.model, config, options.members, device, options.amp)
     views = first_views(options.tta)
     paths = sorted(map(str, write_recordings(work / "audio", options.clips).glob("*/*.wav")))
     judge = Judge(members, views, device)
@@ -112,7 +115,7 @@ def measure(options: Options, work: Path) -> list[Result]:
     judge.close()
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     setting = (
-        f"{options.model} {options.n_mels}x{options.n_mels}, {options.members} members, {options.tta} views, {where}"
+        f"{options.model} {config.n_mels}x{config.n_frames}, {options.members} members, {options.tta} views, {where}"
     )
     rate = len(paths) / sorted(seconds["ours"])[len(seconds["ours"]) // 2]
     return [
