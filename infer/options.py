@@ -104,6 +104,8 @@ class LabelledOptions(EnsembleOptions):
         super().__post_init__()
         if self.manifest and self.input:
             raise InputError("--manifest and --input are two answers to one question; use one")
+        if self.robustness and self.split == "oof" and not self.source:
+            raise InputError("--robustness judges recordings; name them with --split test or --input FOLDER")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

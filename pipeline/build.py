@@ -125,9 +125,8 @@ def feature_config(options: BuildOptions) -> FeatureConfig:
         noise=scan.noise_digest(scan.noise_files(Path(options.audio_dir))) if mixes else "",
         seed=options.seed,
     )
-    config = dataclasses.replace(
-        config, n_fft=options.n_fft or default_n_fft(config), win_length=options.win_length or 0
-    )
+    n_fft = default_n_fft(config) if options.n_fft is None else options.n_fft
+    config = dataclasses.replace(config, n_fft=n_fft, win_length=options.win_length or 0)
     mel_filterbank(config)
     return config
 

@@ -71,6 +71,7 @@ REFUSED = {
     "one fold": (None, ("--folds", "1"), "--folds 1; expected 2 or more"),
     "no jobs": (None, ("--jobs", "0"), "--jobs 0; expected"),
     "no clips in a shard": (None, ("--clips-per-shard", "0"), "--clips-per-shard 0; expected 1 or more"),
+    "no frame": (None, ("--n-fft", "0"), "n_fft 0 is out of range; expected 32 to 65536"),
     "too many mels": (None, ("--n-mels", "200"), "mel filters empty; --n-fft 1024 is the smallest"),
     "official without a list": (None, ("--split", "official"), "validation_list.txt names no clip"),
     "a scheduler that is not there": (

@@ -74,7 +74,8 @@ def test_evaluate_and_report_show_them(here: Path, tmp_path: Path, capsys: pytes
     assert measured["clean"]["accuracy"] == rows["level, dB", -10] == 1
     assert rows["speed, percent", 80] < 1, "gliding tones at other speeds are other words"
     assert evaluate(judge) == 2
-    assert "--robustness judges recordings" in capsys.readouterr().err
+    assert report([*judge, "--split", "oof", "--output", str(tmp_path / "no.html")]) == 2
+    assert capsys.readouterr().err.count("--robustness judges recordings") == 2
     assert report([*judge, "--split", "test", "--output", str(tmp_path / "report.html")]) == 0
     assert json.dumps(measured["conditions"][0], separators=(",", ":")) in (tmp_path / "report.html").read_text()
 

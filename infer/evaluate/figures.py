@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from cache.cli import InputError
 from cache.clip_id import file_of
 from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
@@ -25,8 +24,6 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     """
     members = load_alike(options, world)
     if options.source is None and options.split == "oof":
-        if options.robustness:
-            raise InputError("--robustness judges recordings; name them with --split test or --input FOLDER")
         return world.decide(lambda: out_of_fold_figures(members, *out_of_fold(members, options.cache_dir)))
     return judge_and_measure(members, options, world)[0]
 
