@@ -4,8 +4,9 @@ Each member has a temperature, which training fitted on the clips that the membe
 probabilities claims too little, the more so the more the members differ (Rahaman & Thiery 2021). So the mean has a
 temperature of its own. infer.calibrate fits it on clips that no member was trained on.
 
-The temperature is kept in the folder of one of the runs, as ``ensemble-<digest of the members and views>.json``. It is
-the only thing that a command writes into what another command made.
+The temperature is kept in the folder of one of the runs, as ``ensemble-<digest of the members and views>.json``, and
+with it, if infer.calibrate was given sounds without the words, the confidence from which on each label is believed. It
+is the only thing that a command writes into what another command made.
 """
 
 import hashlib
@@ -80,22 +81,28 @@ class Ensemble:
         self.path = Path(min(members, key=lambda member: member.digest).run) / name
         alone = (len(members), tta) == (1, 1) and members[0].calibrated
         self.temperature, self.calibrated = 1.0, ensemble == "hard" or alone
+        self.thresholds: dict[str, float] = {}
         if ensemble == "soft" and self.path.exists():
-            self.temperature, self.calibrated = _read_temperature(self.path), True
+            self.temperature, self.thresholds = _read_calibration(self.path)
+            self.calibrated = True
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Probabilities (n, classes) from those of members and views (members, views, n, classes)."""
         return tempered(self.vote(probs), self.temperature)
 
 
-def _read_temperature(path: Path) -> float:
+def _read_calibration(path: Path) -> tuple[float, dict[str, float]]:
+    """The temperature, and the thresholds by label."""
     try:
-        temperature = read_sealed(path).get("temperature")
+        content = read_sealed(path)
+        temperature, thresholds = content.get("temperature"), content.get("thresholds", {})
         if type(temperature) is not float or not RANGE[0] <= temperature <= RANGE[1]:
             raise ValueError(f"temperature {temperature!r}, expected {RANGE[0]:g} to {RANGE[1]:g}")
+        if not isinstance(thresholds, dict) or not all(type(each) is float for each in thresholds.values()):
+            raise ValueError("thresholds that are not numbers by label")
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); remove it and run infer.calibrate again") from None
-    return temperature
+    return temperature, thresholds
 
 
 def tempered(probs: np.ndarray, temperature: float) -> np.ndarray:

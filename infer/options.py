@@ -7,6 +7,7 @@ from pathlib import Path
 from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, flag
 from train.options import TrainOptions
 
+WINDOW_THRESHOLD = 0.5  # of a window, where nothing else is chosen
 _TRAIN = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
 
 
@@ -61,6 +62,16 @@ class EnsembleOptions(MemberOptions):
     )
 
 
+_HOP = flag(None, "from one window to the next (default: a quarter of a clip)", (0, 3600), type=float)
+_WINDOW_CONFIDENCE = flag(
+    None,
+    f"leave out a window that is less certain (default: the thresholds that infer.calibrate chose, or "
+    f"{WINDOW_THRESHOLD:g})",
+    (0, 1),
+    type=float,
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictOptions(EnsembleOptions):
     """Flags of ``python -m infer.predict``."""
@@ -68,22 +79,51 @@ class PredictOptions(EnsembleOptions):
     input: str = flag("data/test", "a folder (searched below), a recording, a CSV table, or a text file of paths")
     output: str = flag("predictions.csv", "table of file, label, confidence, error")
     probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
-    min_confidence: float = flag(0.0, "judge as unknown what is less certain; infer.report shows the choice", (0, 1))
+    min_confidence: float | None = flag(
+        None,
+        "judge as unknown what is less certain; infer.report shows the choice (default: the thresholds that "
+        "infer.calibrate chose, if it did; 0: none)",
+        (0, 1),
+        type=float,
+    )
     windows: str | None = flag(
         None,
         "also judge each file, of any length, in overlapping windows, and write what is found to this CSV; "
         "of overlapping windows of one label the most confident stays",
         metavar="FILE",
     )
-    hop_seconds: float | None = flag(
-        None, "from one window to the next (default: a quarter of a clip)", (0, 3600), type=float
-    )
-    window_confidence: float = flag(0.5, "a window that is less certain is not written", (0, 1))
+    hop_seconds: float | None = _HOP
+    window_confidence: float | None = _WINDOW_CONFIDENCE
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hop_seconds is not None and not self.windows:
             raise InputError("--hop-seconds needs --windows FILE")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListenOptions(EnsembleOptions):
+    """Flags of ``python -m infer.listen``."""
+
+    source: str | None = flag(
+        None,
+        "- to read sound from standard input, WAV or raw; else the microphone",
+        nargs="?",
+        choices=("-",),
+        positional=True,
+    )
+    onnx: str | None = flag(None, "judge with a file of infer.export instead, without torch", metavar="FILE")
+    ensemble: str = flag("soft", "shares of votes have no thresholds", choices=("soft",))
+    hop_seconds: float | None = _HOP
+    window_confidence: float | None = _WINDOW_CONFIDENCE
+    eager: bool = flag(
+        False, "print the first window that is sure enough at once, instead of the most confident one a clip later"
+    )
+    json: bool = flag(False, "print a JSON object per line")
+    microphone: str | None = flag(None, "its name or number, as python -m sounddevice lists them", metavar="NAME")
+    rate: int = flag(16000, "Hz, of raw sound on standard input", (1000, 768_000))
+    channels: int = flag(1, "of raw sound on standard input", (1, 64))
+    encoding: str = flag("s16", "of raw sound on standard input, little-endian", choices=("s16", "s32", "f32"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

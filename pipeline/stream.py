@@ -6,6 +6,7 @@ A window holds the samples that `pipeline.decode.read_clip` would give for the s
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,6 @@ def read_blocks(path: str, config: FeatureConfig) -> Iterator[np.ndarray]:
     OSError : the file cannot be read
     """
     import soundfile
-    import soxr
 
     handle = open_recording(path)
     with decoding(), soundfile.SoundFile(handle) as file:  # which closes the handle, also where it cannot read it
@@ -55,14 +55,40 @@ def read_blocks(path: str, config: FeatureConfig) -> Iterator[np.ndarray]:
         rate = file.samplerate
         if not RATES[0] <= rate <= RATES[1] or file.channels > MAX_CHANNELS:
             raise InputError(f"{file.channels} channels at {rate} Hz; expected at most {MAX_CHANNELS}, {RATES} Hz")
-        same = rate == config.sample_rate
-        resampler = None if same else soxr.ResampleStream(rate, config.sample_rate, 1, "float32", "HQ")
-        while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-            check_level(block)
-            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-            yield resampler.resample_chunk(mono) if resampler else mono
-        if resampler:
-            yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield from as_mono(_blocks(file), rate, config.sample_rate)
+
+
+def _blocks(file: Any) -> Iterator[np.ndarray]:
+    """Blocks of an open SoundFile (frames, channels), which some encodings cannot tell the length of."""
+    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        yield block
+
+
+def as_mono(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
+    """Successive blocks of a recording, mono and at another rate; the same samples however it is cut into blocks.
+
+    Parameters
+    ----------
+    blocks : each [shape=(n, channels), dtype=float32]
+    rate, wanted : Hz, before and after
+
+    Yields
+    ------
+    np.ndarray [shape=(m,), dtype=float32]
+
+    Raises
+    ------
+    InputError : a sample that is not finite, or beyond all levels
+    """
+    import soxr
+
+    resampler = None if rate == wanted else soxr.ResampleStream(rate, wanted, 1, "float32", "HQ")
+    for block in blocks:
+        check_level(block)
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        yield resampler.resample_chunk(mono) if resampler else mono
+    if resampler:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def windows(blocks: Iterable[np.ndarray], length: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:

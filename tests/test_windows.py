@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import infer.members
 from cache.config import FeatureConfig
+from infer.detections import Detection, Detector
 from infer.predict.__main__ import main
-from infer.predict.windows import DETECTION, suppressed
 from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from pipeline.stream import LoudestClip, read_blocks, windows
@@ -99,29 +99,43 @@ def test_features_of_a_window_are_those_of_the_clip_cut_out(tmp_path: Path) -> N
         assert torch.equal(streamed, cut)
 
 
-@settings(max_examples=50)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 2), st.integers(1, 9)),
-        unique_by=lambda row: row[:2],
-    )
-)
-def test_suppression_keeps_the_most_confident_of_overlapping_windows(rows: list[tuple]) -> None:
-    """What stays equals a plain loop over windows from the most to the least confident."""
-    found = np.array(
-        [(file, start / 4, start / 4 + 1, target, score / 10) for file, start, target, score in sorted(rows)],
-        DETECTION,
-    )
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(3, 9)), max_size=30), st.integers(0, 9))
+def test_detections_are_the_most_confident_of_overlapping_windows(said: list[tuple[int, int]], least: int) -> None:
+    """Settled window by window, what is found equals a plain loop over windows from the most to the least confident."""
+    detector, found = Detector(WORDS, np.full(3, least / 10)), []
+    for start, (word, score) in enumerate(said):
+        scores = np.full(3, 0.01)
+        scores[word] = score / 10
+        found += detector.add(scores, start / 4, start / 4 + 1, (start + 1) / 4)
+        assert all(each.end_s <= (start + 1) / 4 for each in found), "settled while a later window may overlap it"
     stays: list[int] = []
-    for index in np.argsort(-found["confidence"], kind="stable"):
-        here = found[index]
-        if not any(
-            (found[other]["file"], found[other]["target"]) == (here["file"], here["target"])
-            and abs(found[other]["start_s"] - here["start_s"]) < 1
-            for other in stays
-        ):
+    for index in sorted(range(len(said)), key=lambda index: -said[index][1]):
+        rivals = [other for other in stays if said[other][0] == said[index][0] and abs(other - index) < 4]
+        if said[index][1] >= least and not rivals:
             stays.append(index)
-    assert suppressed(found).tolist() == found[sorted(stays)].tolist()
+    expected = [Detection(at / 4, at / 4 + 1, WORDS[said[at][0]], said[at][1] / 10) for at in sorted(stays)]
+    assert sorted(found + detector.end()) == expected
+
+
+def test_an_eager_detection_is_given_at_once_and_suppresses_what_overlaps_it() -> None:
+    """The first window that is sure enough, then none of its label for a clip's length."""
+    detector = Detector(["yes", "no"], np.array([0.5, 0.5]), eager=True)
+    given = [
+        [(each.start_s, each.confidence) for each in detector.add(np.array([p, 0.4]), at / 4, at / 4 + 1, (at + 1) / 4)]
+        for at, p in enumerate([0.3, 0.6, 0.9, 0.8, 0.7, 0.7])
+    ]
+    assert given == [[], [(0.25, 0.6)], [], [], [], [(1.25, 0.7)]]
+    assert detector.end() == []
+
+
+def test_a_long_rise_in_confidence_takes_no_long_time_to_settle() -> None:
+    """Of 3,000 windows, each surer than the one before, every fourth stays, counted from the last."""
+    detector, found = Detector(["yes"], np.zeros(1)), []
+    for at in range(3000):
+        found += detector.add(np.array([0.1 + at / 4000]), at / 4, at / 4 + 1, (at + 1) / 4)
+    assert not found
+    assert [each.start_s for each in detector.end()] == [at / 4 for at in range(3, 3000, 4)]
 
 
 class MatchedFilter(torch.nn.Module):

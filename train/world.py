@@ -117,6 +117,8 @@ def run_in_world(
         with _process_group(world, device, timeout):
             return body(world)
     except (InputError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and not error.filename:
+            raise  # nobody reads what is printed: cache.cli.run_main knows what to do
         return _show(world, describe_error(error))
     except Exception as error:
         if is_out_of_memory(error):

@@ -12,12 +12,13 @@ from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
 from cache.clip_id import file_of
 from cache.tables import csv_table
 from infer.corpus import cached_test_split
+from infer.detections import hop_samples, thresholds_of
 from infer.ensemble import Ensemble
 from infer.judge import Judge
-from infer.members import Member, load_alike
-from infer.options import PredictOptions
+from infer.members import Member, load_alike, shared_clip
+from infer.options import WINDOW_THRESHOLD, PredictOptions
 from infer.outputs import output_path
-from infer.predict.windows import DETECTION, HEADER, JudgedFiles, detection_rows, hop_samples, judge_windows
+from infer.predict.windows import HEADER, JudgedFiles, detection_rows, judge_windows
 from infer.recordings import Recordings, list_recordings
 from infer.shares import judge_in_shares
 from infer.views import first_views
@@ -34,28 +35,36 @@ def predict(options: PredictOptions, world: World) -> int:
     recordings, ensemble = world.decide(
         lambda: (_recordings(options, members), Ensemble(members, options.tta, options.ensemble))
     )
-    hop = hop_samples(members, options) if options.windows else 0
-    check_outputs(options, members[0].classes)
+    classes = members[0].classes
+    check_outputs(options, classes)
+    group, hop = options.batch_size, 0
+    if options.windows:
+        clip = shared_clip(members)
+        group, hop = _LONG_FILES, hop_samples(clip.sample_rate, clip.samples, options.hop_seconds)
+    least = thresholds_of(classes, options.window_confidence, ensemble.thresholds, WINDOW_THRESHOLD)
 
     def judge_groups(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
         if options.windows:
-            return (judge_windows(judge, ensemble, group, hop, options) for group in groups)
-        return (JudgedFiles(ensemble(said.probs), said.errors, np.empty(0, DETECTION)) for said in judge.judge(groups))
+            return (judge_windows(judge, ensemble, files, hop, least, options.batch_size) for files in groups)
+        return (JudgedFiles(ensemble(said.probs), said.errors, [], []) for said in judge.judge(groups))
 
-    group = _LONG_FILES if options.windows else options.batch_size
     judged = judge_in_shares(members, recordings.paths, group, first_views(options.tta), world, judge_groups)
     if not world.is_main:
         return EXIT_OK
     if not ensemble.calibrated:
         remedy = "run infer.calibrate with the same --run, --folds and --tta"
         say(f"confidence: too modest until you {remedy}", error=True)
-    bad, unknown = _write_tables(options, recordings, members[0].classes, judged)
+    believed = thresholds_of(classes, options.min_confidence, ensemble.thresholds, 0.0)
+    bad, unknown = _write_tables(options, recordings, classes, believed, judged)
     files, seconds = len(recordings.paths), time.monotonic() - started
     say(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
     if options.windows:
         say(f"{options.windows}: what was found, and when")
-    if options.min_confidence:
-        say(f"{unknown:,} are unknown: judged with a confidence below {options.min_confidence:g}")
+    if believed.any():
+        below = (
+            f"{options.min_confidence:g}" if options.min_confidence else f"their labels' thresholds in {ensemble.path}"
+        )
+        say(f"{unknown:,} are unknown: judged with a confidence below {below}")
     if bad:
         say(f"{bad:,} could not be read: see the column error", error=True)
     return EXIT_INCOMPLETE if bad else EXIT_OK
@@ -85,9 +94,18 @@ def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
 
 
 def _write_tables(
-    options: PredictOptions, recordings: Recordings, classes: list[str], judged: Iterable[JudgedFiles]
+    options: PredictOptions,
+    recordings: Recordings,
+    classes: list[str],
+    believed: np.ndarray,
+    judged: Iterable[JudgedFiles],
 ) -> tuple[int, int]:
-    """Write the tables in input order; returns the numbers of unreadable files and of those judged as unknown."""
+    """Write the tables in input order; returns the numbers of unreadable files and of those judged as unknown.
+
+    Parameters
+    ----------
+    believed : per class the least confidence [shape=(classes,)]; what has less is unknown
+    """
     bad = unknown = first = 0
     with contextlib.ExitStack() as stack:
         table = stack.enter_context(csv_table(options.output, ["file", "label", "confidence", "error"]))
@@ -96,7 +114,7 @@ def _write_tables(
         for files in judged:
             names = recordings.names[first : first + len(files.errors)]
             first += len(names)
-            windows.writerows(detection_rows(files.detections, names, classes))
+            windows.writerows(detection_rows(files, names) if options.windows else [])
             for name, probs, error in zip(names, files.probs, files.errors, strict=True):
                 if error:
                     bad += 1
@@ -104,7 +122,7 @@ def _write_tables(
                     matrix.writerow([name] + [""] * len(classes))
                     continue
                 best = int(probs.argmax())
-                sure = probs[best] >= options.min_confidence
+                sure = probs[best] >= believed[best]
                 unknown += not sure
                 table.writerow([name, classes[best] if sure else UNKNOWN, f"{probs[best]:.4f}", ""])
                 matrix.writerow([name, *(f"{value:.6f}" for value in probs.tolist())])

@@ -1,0 +1,111 @@
+"""Listening: each window is judged as soon as it is full, and a detection printed as soon as it is settled."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from cache.cli import EXIT_OK, say
+from infer.detections import Detection, Detector, hop_samples, thresholds_of
+from infer.listen.sound import Sound, microphone, standard_input
+from infer.options import WINDOW_THRESHOLD, ListenOptions
+from pipeline.stream import as_mono, windows
+
+
+class Model(Protocol):
+    """What `infer.onnx_model.OnnxModel` and `infer.listen.members.EnsembleModel` have in common."""
+
+    classes: list[str]
+    sample_rate: int
+    samples: int
+    thresholds: dict[str, float]
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Clips (n, samples) in, probabilities (n, classes) out."""
+
+
+def keeps_up(model: Model) -> bool:
+    """Whether a model judges a clip in a tenth of the time that it lasts, loaded and warm.
+
+    One thread that does is better than several: between small pieces of work, several wait for each other more than
+    they compute, and much more where other programs run.
+    """
+    clip = np.zeros((1, model.samples), np.float32)
+    model(clip)
+    started = time.perf_counter()
+    model(clip)
+    return 10 * (time.perf_counter() - started) < model.samples / model.sample_rate
+
+
+def listen(options: ListenOptions, model: Model) -> int:
+    """Listen and print until the sound ends, or Ctrl-C; returns the exit status.
+
+    Raises
+    ------
+    InputError : no microphone, one that disappears, or sound that cannot be read
+    """
+    listener = _Listener(options, model)
+    if options.source:
+        listener.listen(standard_input(sys.stdin.buffer, options))
+    else:
+        with microphone(options.microphone, model.sample_rate) as sound:
+            say(f"listening to {sound.name} since {time.strftime('%H:%M:%S')}; Ctrl-C ends", error=True)
+            listener.listen(sound)
+    return EXIT_OK
+
+
+class _Listener:
+    """Judges the windows of one stream of sound, and prints what is found."""
+
+    def __init__(self, options: ListenOptions, model: Model) -> None:
+        least = thresholds_of(model.classes, options.window_confidence, model.thresholds, WINDOW_THRESHOLD)
+        self._detector = Detector(model.classes, least, eager=options.eager)
+        self._model, self._json = model, options.json
+        self._hop = hop_samples(model.sample_rate, model.samples, options.hop_seconds)
+        self._start = np.zeros(0, np.float32)  # of the sound, at most a clip
+        self._heard = self._printed = 0
+        self._judging_s = 0.0
+
+    def listen(self, sound: Sound) -> None:
+        """Until the sound ends, or Ctrl-C."""
+        try:
+            self._judge_all(sound)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._print(self._detector.end())
+        heard_s = self._heard / self._model.sample_rate
+        share = f"; judging took {self._judging_s / heard_s:.1%} of that time" if heard_s else ""
+        say(f"{heard_s:.1f} s heard, {self._printed} detections{share}", error=True)
+
+    def _judge_all(self, sound: Sound) -> None:
+        model, lost = self._model, 0
+        blocks = self._counted(as_mono(sound.blocks, sound.rate, model.sample_rate))
+        for first, clip in windows(blocks, model.samples, self._hop):
+            self._judge(clip, first, first + model.samples)
+            if sound.overruns.count > lost:
+                lost = sound.overruns.count
+                say(f"sound was lost ({lost} blocks so far): this machine was busy, or asleep", error=True)
+        if 0 < self._heard < model.samples:  # judged as a file that is shorter than a clip
+            self._judge(np.pad(self._start, (0, model.samples - self._heard)), 0, self._heard)
+
+    def _counted(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            self._heard += len(block)
+            if len(self._start) < self._model.samples:
+                self._start = np.concatenate([self._start, block])[: self._model.samples]
+            yield block
+
+    def _judge(self, clip: np.ndarray, first: int, end: int) -> None:
+        started = time.perf_counter()
+        scores = self._model(clip[None])[0]
+        self._judging_s += time.perf_counter() - started
+        times = (at / self._model.sample_rate for at in (first, end, first + self._hop))
+        self._print(self._detector.add(scores, *times))
+
+    def _print(self, found: list[Detection]) -> None:
+        for detection in found:
+            say(detection.to_json() if self._json else str(detection))
+        self._printed += len(found)

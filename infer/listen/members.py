@@ -1,0 +1,48 @@
+"""An ensemble that judges clips one after another."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from infer.ensemble import Ensemble
+from infer.judge import Judge
+from infer.listen.listen import keeps_up
+from infer.members import load_alike, shared_clip
+from infer.options import ListenOptions
+from infer.views import first_views
+from train.world import World
+
+
+class EnsembleModel:
+    """The members that the flags name, with the attributes of `infer.onnx_model.OnnxModel`.
+
+    Parameters
+    ----------
+    judge : of the members
+    ensemble : of the same
+    """
+
+    def __init__(self, judge: Judge, ensemble: Ensemble) -> None:
+        config = shared_clip(judge.members)
+        self.classes, self.sample_rate, self.samples = judge.classes, config.sample_rate, config.samples
+        self.thresholds = ensemble.thresholds
+        self._judge, self._ensemble = judge, ensemble
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Probabilities [shape=(n, classes)] of clips [shape=(n, samples), dtype=float32]; zero for an error."""
+        (judged,) = self._judge.judge([list(clips)])
+        return self._ensemble(judged.probs)
+
+
+@contextlib.contextmanager
+def loaded(options: ListenOptions, world: World) -> Iterator[EnsembleModel]:
+    """The model that the flags name, in one thread where that is enough."""
+    members = load_alike(options, world)
+    with contextlib.closing(Judge(members, first_views(options.tta), world.device)) as judge:
+        model, threads = EnsembleModel(judge, Ensemble(members, options.tta)), torch.get_num_threads()
+        torch.set_num_threads(1)
+        if not keeps_up(model):
+            torch.set_num_threads(threads)
+        yield model

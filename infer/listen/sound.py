@@ -1,0 +1,148 @@
+"""Sound as it comes, in small blocks: from standard input or a microphone."""
+
+import contextlib
+import dataclasses
+import queue
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from cache.cli import InputError, require
+from infer.options import ListenOptions
+from pipeline.decode import MAX_CHANNELS, RATES
+
+ENCODINGS = {"s16": "<i2", "s32": "<i4", "f32": "<f4"}
+_WAV_CODES = {(1, 16): "s16", (1, 32): "s32", (3, 32): "f32"}  # format tag and bits
+_UNKNOWN_SIZE = 0x7FFF0000  # bytes; programs that write to a pipe state so many, or more
+_READ = 1 << 16  # bytes at most
+_SILENT_SECONDS = 3.0  # without a single block; after twice as many a microphone counts as gone
+_MOST_BLOCKS = 1000  # that wait to be judged, some ten seconds
+
+
+@dataclasses.dataclass
+class Overruns:
+    """How often sound was lost because it came faster than it was taken."""
+
+    count: int = 0
+
+
+class Sound(NamedTuple):
+    """An open source of sound."""
+
+    name: str
+    rate: int
+    """Hz"""
+    blocks: Iterable[np.ndarray]
+    """Each [shape=(n, channels), dtype=float32]."""
+    overruns: Overruns
+
+
+def standard_input(stream: BinaryIO, options: ListenOptions) -> Sound:
+    """Sound that another program writes: WAV, or raw samples as the flags say.
+
+    Raises
+    ------
+    InputError : a WAV header that is damaged, or of an encoding that is not listed
+    """
+    begin = stream.read(4)
+    if begin == b"RIFF":
+        encoding, channels, rate, size = _read_wav_header(stream)
+        begin = b""
+    else:
+        encoding, channels, rate, size = options.encoding, options.channels, options.rate, None
+    blocks = _decoded(begin, stream, np.dtype(ENCODINGS[encoding]), channels, size)
+    return Sound("standard input", rate, blocks, Overruns())  # a pipe waits, nothing is lost in it
+
+
+def _read_wav_header(stream: BinaryIO) -> tuple[str, int, int, int | None]:
+    """Encoding, channels, rate and bytes of sound (None: unknown) of a WAV file whose first four bytes are read."""
+    stream.read(8)
+    code, bits, channels, rate = 0, 0, 0, 0
+    while len(chunk := stream.read(8)) == 8:
+        name, size = struct.unpack("<4sI", chunk)
+        if name == b"data":
+            if (code, bits) in _WAV_CODES and 0 < channels <= MAX_CHANNELS and RATES[0] <= rate <= RATES[1]:
+                return _WAV_CODES[code, bits], channels, rate, None if size >= _UNKNOWN_SIZE else size
+            raise InputError(
+                f"standard input: WAV of format {code}, {bits} bits, {channels} channels, {rate} Hz; expected integers "
+                "of 16 or 32 bits, or 32-bit float"
+            )
+        if size >= _READ:
+            break
+        content = stream.read(size + size % 2)
+        if name == b"fmt " and len(content) >= 16:
+            code, channels, rate, bits = struct.unpack("<HHI6xH", content[:16])
+            if code == 0xFFFE and len(content) >= 26:
+                code = struct.unpack_from("<H", content, 24)[0]
+    raise InputError("standard input: a WAV header that is damaged")
+
+
+def _decoded(begin: bytes, stream: BinaryIO, dtype: np.dtype, channels: int, size: int | None) -> Iterator[np.ndarray]:
+    held, frame, left = begin, dtype.itemsize * channels, size
+    scale = np.float32(1 if dtype.kind == "f" else 2.0 ** (1 - 8 * dtype.itemsize))
+    while data := stream.read1(_READ if left is None else min(_READ, left)):  # type: ignore[attr-defined]
+        left = None if left is None else left - len(data)
+        held += data
+        whole = len(held) // frame * frame
+        yield np.frombuffer(held[:whole], dtype).astype(np.float32).reshape(-1, channels) * scale
+        held = held[whole:]
+
+
+@contextlib.contextmanager
+def microphone(name: str | None, rate: int) -> Iterator[Sound]:
+    """Sound of a microphone, at `rate` Hz or, where it cannot, at its own.
+
+    Raises
+    ------
+    InputError : the extra [live] is missing, there is no such microphone, or it disappears
+    """
+    try:
+        devices: Any = require("sounddevice", "live")
+    except OSError as error:
+        raise InputError(f"{error}; sounddevice needs it: apt-get install libportaudio2") from None
+    blocks: queue.Queue[np.ndarray | None] = queue.Queue(_MOST_BLOCKS)
+    overruns = Overruns()
+
+    def put(block: np.ndarray | None) -> None:
+        try:
+            blocks.put_nowait(block)
+        except queue.Full:
+            overruns.count += 1
+
+    def take(data: np.ndarray, frames: int, time: Any, status: Any) -> None:
+        """Called by sounddevice, in a thread of its own."""
+        overruns.count += bool(status.input_overflow)
+        put(data.copy())
+
+    chosen = int(name) if name and name.isdecimal() else name
+    settings = {"device": chosen, "channels": 1, "dtype": "float32"}
+    try:
+        about = devices.query_devices(chosen, "input")
+        try:
+            devices.check_input_settings(samplerate=rate, **settings)
+        except devices.PortAudioError:
+            rate = round(about["default_samplerate"])
+        with devices.InputStream(
+            samplerate=rate, latency="low", callback=take, finished_callback=lambda: put(None), **settings
+        ):
+            yield Sound(about["name"], rate, _taken(blocks, about["name"]), overruns)
+    except (devices.PortAudioError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        there = ", ".join(each["name"] for each in devices.query_devices() if each["max_input_channels"])
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"microphone {name or '(the default)'}: {reason}; there: {there or 'none'}") from None
+
+
+def _taken(blocks: queue.Queue, name: str) -> Iterator[np.ndarray]:
+    while True:
+        block = None
+        for _ in range(2):  # the first wait may have run out while this process, or the machine, was asleep
+            with contextlib.suppress(queue.Empty):
+                block = blocks.get(timeout=_SILENT_SECONDS)
+                break
+        if block is None:
+            raise InputError(f"microphone {name}: no more sound from it; was it unplugged?")
+        yield block
