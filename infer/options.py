@@ -134,6 +134,9 @@ class LabelledOptions(EnsembleOptions):
     input: str | None = flag(None, "judge a folder of <label>/ folders instead", metavar="FOLDER")
     manifest: str | None = flag(None, "judge the clips of a CSV table instead, those for testing", metavar="FILE")
     robustness: bool = flag(False, "also judge them in babble, at other levels and speeds, shifted, cut and clipped")
+    negatives: str | None = flag(
+        None, "also count false alarms in recordings of any length without the words", metavar="FOLDER"
+    )
 
     @property
     def source(self) -> str | None:
@@ -144,8 +147,9 @@ class LabelledOptions(EnsembleOptions):
         super().__post_init__()
         if self.manifest and self.input:
             raise InputError("--manifest and --input are two answers to one question; use one")
-        if self.robustness and self.split == "oof" and not self.source:
-            raise InputError("--robustness judges recordings; name them with --split test or --input FOLDER")
+        for name in ("robustness", "negatives"):
+            if getattr(self, name) and self.split == "oof" and not self.source:
+                raise InputError(f"--{name} judges recordings; name them with --split test or --input FOLDER")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,17 @@ class CalibrateOptions(EnsembleOptions):
         "training held back)",
         metavar="FOLDER",
     )
+    negatives: str | None = flag(
+        None, "recordings of any length without the words, to choose each label's threshold by", metavar="FOLDER"
+    )
+    false_alarms_per_hour: float | None = flag(
+        None, "of each label, that its threshold lets through; with --negatives", (0, 3600), type=float
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.negatives is None) != (self.false_alarms_per_hour is None):
+            raise InputError("--negatives FOLDER and --false-alarms-per-hour N belong together")
 
     @property
     def source(self) -> str | None:

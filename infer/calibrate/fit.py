@@ -1,13 +1,17 @@
 """Fitting the temperature of an ensemble's mean, which `infer.ensemble` explains."""
 
+from typing import Any
+
 import numpy as np
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
 from cache.files import write_sealed
 from infer.corpus import labelled_recordings
+from infer.detections import thresholds_of
 from infer.ensemble import Ensemble, soft_vote
+from infer.false_alarms import find_false_alarms
 from infer.labelled import judge_labelled
-from infer.members import load_alike
+from infer.members import Member, load_alike
 from infer.options import CalibrateOptions
 from infer.scoring import reliability
 from train.calibration import FEW_ERRORS, RANGE, fit_temperature
@@ -52,7 +56,9 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     if not options.source and all(member.calibrated for member in members):
         singles = [_temperature_of(probs[0], judged.targets) for probs in judged.probs]
         temperature = float(np.clip(temperature / np.exp(np.log(singles).mean()), *RANGE))
-    ensemble.temperature = temperature
+    if ensemble.thresholds and not options.negatives and world.is_main:
+        say("its thresholds were of another temperature and are dropped; add --negatives to keep some", error=True)
+    ensemble.temperature, ensemble.thresholds = temperature, {}
     before, after = _certainty(mean, judged.targets), _certainty(ensemble(judged.probs), judged.targets)
     content = {
         "temperature": temperature,
@@ -63,6 +69,8 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
         "before": before,
         "after": after,
     }
+    if options.negatives:
+        content |= _thresholds(members, ensemble, options, world)
     if world.is_main:
         write_sealed(ensemble.path, content, indent=1)
         say(f"{len(members)} members, {options.tta} views, {len(mean):,} clips that none was trained on")
@@ -71,8 +79,45 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
             f"temperature {temperature:.3f}: mean confidence {before['confidence']:.4f} -> {after['confidence']:.4f}, "
             f"calibration error {before['ece']:.4f} -> {after['ece']:.4f}"
         )
+        if options.negatives:
+            _say_thresholds(content, ensemble(judged.probs), judged.targets, members[0].classes)
         say(str(ensemble.path))
     return EXIT_INCOMPLETE if judged.unreadable else EXIT_OK
+
+
+def _thresholds(members: list[Member], ensemble: Ensemble, options: CalibrateOptions, world: World) -> dict[str, Any]:
+    """Per label the lowest threshold that keeps its false alarms to what is wanted.
+
+    Raises
+    ------
+    InputError : too few hours to tell
+    """
+    folder, wanted = str(options.negatives), float(options.false_alarms_per_hour or 0)
+    alarms = find_false_alarms(folder, members, ensemble, options, world)
+    if alarms.hours * wanted < 1:
+        least = f"{1 / wanted:.1f} hours or more" if wanted else "a number above 0"
+        raise InputError(
+            f"{folder}: {alarms.hours:.2f} hours do not show whether there are {wanted:g} false alarms in an hour; it "
+            f"takes {least}"
+        )
+    return {
+        "thresholds": {label: alarms.threshold(label, wanted) for label in alarms.confidences},
+        "false_alarms_per_hour": wanted,
+        "negative_hours": alarms.hours,
+    }
+
+
+def _say_thresholds(content: dict[str, Any], probs: np.ndarray, targets: np.ndarray, classes: list[str]) -> None:
+    thresholds = content["thresholds"]
+    highest = sorted(thresholds, key=lambda label: -thresholds[label])[:5]
+    believed = probs.max(axis=1) >= thresholds_of(classes, None, thresholds, 0.0)[probs.argmax(axis=1)]
+    missed = np.mean((probs.argmax(axis=1) != targets) | ~believed)
+    say(
+        f"thresholds for {content['false_alarms_per_hour']:g} false alarms of each label in an hour, from "
+        f"{content['negative_hours']:.2f} hours: {min(thresholds.values()):g} to {max(thresholds.values()):g}; highest "
+        + ", ".join(f"{label} {thresholds[label]:g}" for label in highest)
+    )
+    say(f"with them {missed:.1%} of the clips that calibrate are missed or judged wrongly")
 
 
 def _temperature_of(probs: np.ndarray, targets: np.ndarray) -> float:

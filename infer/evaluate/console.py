@@ -26,9 +26,25 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
             print_table(title, rows)
     if measured := figures.get("robustness"):
         _print_robustness(measured)
+    if measured := figures.get("false_alarms"):
+        _print_false_alarms(measured)
     if output:
         write_atomic(output, (json.dumps(figures, indent=1) + "\n").encode())
     return EXIT_INCOMPLETE if figures.get("unreadable") else EXIT_OK
+
+
+def _print_false_alarms(measured: dict[str, Any]) -> None:
+    everything = measured["all"]
+    curve = zip(measured["thresholds"], everything["false_alarms_per_hour"], everything["misses"], strict=True)
+    shown = [(f"{threshold:g}", f"{rate:.2f}", f"{misses:.2%}") for threshold, rate, misses in curve]
+    title = f"false alarms in {measured['hours']:.2f} hours of {measured['source']}"
+    print_table(f"{title}, all labels", shown[:1] + shown[7::10], ("threshold", "per hour", "misses"))
+    labels = sorted(measured["labels"], key=lambda row: -row["at"]["false_alarms_per_hour"])[:10]
+    cells = [(row["label"] or "all labels", *row["at"].values()) for row in (*labels, everything)]
+    rows = [
+        (label, "" if at is None else f"{at:g}", f"{rate:.2f}", f"{misses:.2%}") for label, at, rate, misses in cells
+    ]
+    print_table(f"{title}, at each label's threshold", rows, ("label", "threshold", "per hour", "misses"))
 
 
 def _print_robustness(measured: dict[str, Any]) -> None:

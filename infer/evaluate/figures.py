@@ -8,6 +8,7 @@ from cache.clip_id import file_of
 from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
 from infer.evaluate.robustness import robustness
+from infer.false_alarms import false_alarm_figures, find_false_alarms
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.members import Member, load_alike
 from infer.options import EvaluateOptions, LabelledOptions
@@ -40,6 +41,12 @@ def judge_and_measure(
     recordings = world.decide(lambda: labelled_recordings(members, options))
     clips = judge_labelled(members, recordings, options, world)
     figures = ensemble_figures(members, clips, options.source or "the split test")
+    if options.negatives:
+        ensemble = Ensemble(members, options.tta)
+        alarms = find_false_alarms(options.negatives, members, ensemble, options, world)
+        figures["false_alarms"] = false_alarm_figures(
+            alarms, clips, ensemble(clips.probs), members[0].classes, ensemble.thresholds
+        )
     if options.robustness:
         figures["robustness"] = robustness(members, recordings, options, world)
     return figures, clips

@@ -58,6 +58,7 @@ class Source:
             "bins": bins,
             "coverage": coverage(confidence, judged == targets),
             "robustness": self.figures.get("robustness"),
+            "false_alarms": self.figures.get("false_alarms"),
             "wrong": int((judged != targets).sum()),
             "suspects": len(found),
             "suspected": [[self.clips.names[clip], int(targets[clip]), int(likely[clip])] for clip in listed],

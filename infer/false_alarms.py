@@ -1,0 +1,130 @@
+"""False alarms: what members find, window by window, in recordings that hold none of the words."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from cache.cli import InputError
+from infer.corpus import check_not_trained_on
+from infer.detections import hop_samples
+from infer.ensemble import Ensemble
+from infer.judge import Judge
+from infer.labelled import JudgedClips
+from infer.members import Member, shared_clip
+from infer.options import WINDOW_THRESHOLD, EnsembleOptions
+from infer.predict.windows import JudgedFiles, judge_windows
+from infer.recordings import Recordings, list_recordings
+from infer.shares import judge_in_shares
+from infer.views import first_views
+from pipeline.wake_words import SILENCE, UNKNOWN
+from train.world import World
+
+_FILES = 8  # in a group: each may last for hours
+_THRESHOLDS = [0.5, *(round(1 - 10 ** (-step / 10), 6) for step in range(4, 41))]  # to 0.9999
+_STEP = 1e-6  # between two confidences, see `infer.detections`
+
+
+@dataclasses.dataclass(frozen=True)
+class FalseAlarms:
+    """What was found in recordings that hold none of the words."""
+
+    source: str
+    hours: float
+    confidences: dict[str, np.ndarray]
+    """Of the detections of each label, highest first; the labels "unknown" and "silence" are no alarms."""
+
+    def per_hour(self, label: str, threshold: float) -> float:
+        """False alarms of a label in an hour."""
+        return float((self.confidences[label] >= threshold).sum() / self.hours)
+
+    def threshold(self, label: str, per_hour: float) -> float:
+        """The lowest threshold, from 0.5 on, at which a label has at most so many false alarms in an hour."""
+        allowed, found = int(per_hour * self.hours + 1e-9), self.confidences[label]
+        beyond = float(found[allowed]) + _STEP if allowed < len(found) else 0.0
+        return round(max(WINDOW_THRESHOLD, beyond), 6)
+
+
+def find_false_alarms(
+    folder: str, members: list[Member], ensemble: Ensemble, options: EnsembleOptions, world: World
+) -> FalseAlarms:
+    """Judge recordings of any length, divided over the ranks, as predict --windows does.
+
+    Raises
+    ------
+    InputError : nothing there, a recording that cannot be read, or one that a member was trained on
+    """
+    clip, classes = shared_clip(members), members[0].classes
+    recordings = world.decide(functools.partial(_recordings, folder, members))
+    hop = hop_samples(clip.sample_rate, clip.samples, None)
+
+    def judge_groups(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
+        everything = np.zeros(len(classes))
+        return (judge_windows(judge, ensemble, files, hop, everything, options.batch_size) for files in groups)
+
+    judged = judge_in_shares(members, recordings.paths, _FILES, first_views(options.tta), world, judge_groups)
+    errors = [error for files in judged for error in files.errors]
+    for name, error in zip(recordings.names, errors, strict=True):
+        if error:
+            raise InputError(f"{folder}: {name}: {error}; repair or remove it")
+    found: dict[str, list[float]] = {label: [] for label in classes if label not in (UNKNOWN, SILENCE)}
+    for detection in (each for files in judged for of_file in files.detections for each in of_file):
+        if detection.label in found:
+            found[detection.label].append(detection.confidence)
+    hours = sum(seconds for files in judged for seconds in files.seconds) / 3600
+    return FalseAlarms(folder, hours, {label: np.sort(each)[::-1] for label, each in found.items()})
+
+
+def _recordings(folder: str, members: list[Member]) -> Recordings:
+    recordings = list_recordings(folder)
+    check_not_trained_on(recordings, members, folder)
+    return recordings
+
+
+def false_alarm_figures(
+    alarms: FalseAlarms, clips: JudgedClips, verdict: np.ndarray, classes: list[str], thresholds: dict[str, float]
+) -> dict[str, Any]:
+    """False alarms and misses of each label, at many thresholds and at its own.
+
+    Parameters
+    ----------
+    clips, verdict : labelled clips, and what was said of them [shape=(n, classes)]
+    thresholds : by label; 0.5 where there is none
+
+    Returns
+    -------
+    dict : ``hours``, ``thresholds``, ``labels`` with a row per label, and ``all`` with one for all together; each has
+        ``false_alarms_per_hour`` and ``misses`` at each of the thresholds, and in ``at`` both at the label's own
+    """
+    judged, confidence = verdict.argmax(axis=1), verdict.max(axis=1)
+    labels, total = [], np.zeros((3, 1 + len(_THRESHOLDS)))  # of all labels: clips, missed, false alarms per hour
+    for label in alarms.confidences:
+        own = thresholds.get(label, WINDOW_THRESHOLD)
+        at = np.array([own, *_THRESHOLDS])
+        said = clips.targets == classes.index(label)
+        missed = (said & ((judged != clips.targets) | (confidence < at[:, None]))).sum(axis=1)
+        counts = np.array([np.full(len(at), said.sum()), missed, [alarms.per_hour(label, each) for each in at]])
+        labels.append(_row(label, own, *counts))
+        total += counts
+    return {
+        "source": alarms.source,
+        "hours": alarms.hours,
+        "thresholds": _THRESHOLDS,
+        "labels": labels,
+        "all": _row(None, None, *total),
+    }
+
+
+def _row(
+    label: str | None, own: float | None, clips: np.ndarray, missed: np.ndarray, per_hour: np.ndarray
+) -> dict[str, Any]:
+    misses, rates = (column.round(6).tolist() for column in (missed / np.maximum(1, clips), per_hour))
+    return {
+        "label": label,
+        "clips": int(clips[0]),
+        "at": {"threshold": own, "false_alarms_per_hour": rates[0], "misses": misses[0]},
+        "false_alarms_per_hour": rates[1:],
+        "misses": misses[1:],
+    }
