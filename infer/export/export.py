@@ -1,5 +1,6 @@
 """Exporting: write the file, run it, and keep it only if it says what predict says."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from cache.files import atomic_path
 from infer.console import print_table
 from infer.corpus import cached_test_split, check_not_trained_on
 from infer.ensemble import Ensemble
-from infer.export import onnx_file
+from infer.export import onnx_file, safetensors_file
 from infer.export.graph import WaveformEnsemble
 from infer.judge import batched
 from infer.labelled import judge_readable
@@ -24,7 +25,7 @@ from infer.views import first_views
 from pipeline.decode import MAX_LEVEL, read_clip
 from train.world import World
 
-FORMATS = {"onnx": onnx_file}
+FORMATS = {"onnx": onnx_file, "safetensors": safetensors_file}
 """Modules that write and run a kind of file, as `infer.export.onnx_file` does, by the name that users type."""
 TOLERANCE = 1e-3
 """Largest difference of a probability between the exported file and predict."""
@@ -49,7 +50,7 @@ def export(options: ExportOptions, world: World) -> int:
     kind = FORMATS[options.format]
     for module in kind.REQUIRED:
         require(module, "export")
-    output = output_path(options.output, options)
+    output = output_path(options.output or kind.OUTPUT, options)
     smaller = output_path(output.with_name(f"{output.stem}.int8{output.suffix}"), options) if options.int8 else None
     members = load_alike(options, world)
     ensemble = Ensemble(members, options.tta)
@@ -102,6 +103,8 @@ def _metadata(members: list[Member], options: ExportOptions) -> dict[str, str]:
         "clip_seconds": str(config.clip_seconds),
         "feature_digest": ",".join(dict.fromkeys(member.config.digest for member in members)),
         "members": ",".join(member.name for member in members),
+        "models": json.dumps([member.options["model"] for member in members]),
+        "features": json.dumps([dataclasses.asdict(member.config) for member in members]),
         "tta": str(options.tta),
         "not_a_recording": f"NaN for every class: of a clip with a sample that is not finite or beyond {MAX_LEVEL:g}",
     }
@@ -156,5 +159,5 @@ def _verify(output: Path, found: np.ndarray, expected: np.ndarray, names: list[s
         raise InputError(
             f"{output}: not written: it judges {int((~same).sum())} of {len(found)} recordings otherwise than predict; "
             f"{names[worst]}: a probability differs by {differences[worst]:.2g}, expected at most "
-            f"{TOLERANCE}; report it with the versions of torch and onnxruntime"
+            f"{TOLERANCE}; report it with the output of pip freeze"
         )
