@@ -158,6 +158,7 @@ class ExportOptions(EnsembleOptions):
         metavar="FOLDER",
     )
     check_clips: int = flag(64, "how many of them", AT_LEAST_1)
+    figures: str | None = flag(None, "what infer.evaluate --json wrote of these members, for the card", metavar="FILE")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from cache.cli import EXIT_OK, InputError, require, say
-from cache.files import atomic_path
+from cache.files import atomic_path, write_atomic
 from infer.console import print_table
 from infer.corpus import cached_test_split, check_not_trained_on
 from infer.ensemble import Ensemble
 from infer.export import onnx_file, safetensors_file
+from infer.export.card import card_path, write_card
 from infer.export.graph import WaveformEnsemble
 from infer.judge import batched
 from infer.labelled import judge_readable
@@ -41,7 +42,7 @@ class _Measured(NamedTuple):
 
 
 def export(options: ExportOptions, world: World) -> int:
-    """Write the exported file, print what was verified and measured, and return the exit status.
+    """Write the exported file and its card, print what was verified and measured, and return the exit status.
 
     Raises
     ------
@@ -51,11 +52,12 @@ def export(options: ExportOptions, world: World) -> int:
     for module in kind.REQUIRED:
         require(module, "export")
     output = output_path(options.output or kind.OUTPUT, options)
+    card = output_path(card_path(output), options)
     smaller = output_path(output.with_name(f"{output.stem}.int8{output.suffix}"), options) if options.int8 else None
     members = load_alike(options, world)
     ensemble = Ensemble(members, options.tta)
     network = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()
-
+    about = write_card(output, members, ensemble, options)
     source, recordings = _recordings(options, members)
     started = time.perf_counter()
     good, judged = judge_readable(members, recordings, options, world)
@@ -79,8 +81,9 @@ def export(options: ExportOptions, world: World) -> int:
             with atomic_path(smaller) as quantised:
                 kind.quantise(temporary, quantised, others)
                 measured.append(_measure(quantised, smaller, clips, options))
+        write_atomic(card, about.encode())
     _print_measured(f"CPU, {len(clips)} clips of {title}", measured, _targets(recordings, members, source))
-    say(f"{output}: {len(members)} members, {options.tta} views; verified")
+    say(f"{output}: {len(members)} members, {options.tta} views; verified; described in {card}")
     return EXIT_OK
 
 
