@@ -202,8 +202,10 @@ class ExportOptions(EnsembleOptions):
     ensemble: str = flag("soft", "an exported file holds the mean of probabilities", choices=("soft",))
     device: str = flag("cpu", "where the file is verified; it runs anywhere", choices=("cpu",))
     amp: str = flag("off", "the file computes in float32", choices=("off",))
-    format: str = flag("onnx", "kind of file", choices=("onnx",))
-    output: str = flag("model.onnx", "the file")
+    format: str = flag(
+        "onnx", "waveform in, probabilities out; or the weights alone, for timm", choices=("onnx", "safetensors")
+    )
+    output: str | None = flag(None, "the file (default: model.onnx or model.safetensors)", metavar="FILE")
     int8: bool = flag(False, "also write FILE.int8.onnx, with quantised networks, and measure its accuracy")
     check: str | None = flag(
         None,
@@ -211,6 +213,12 @@ class ExportOptions(EnsembleOptions):
         metavar="FOLDER",
     )
     check_clips: int = flag(64, "how many of them", AT_LEAST_1)
+    figures: str | None = flag(None, "what infer.evaluate --json wrote of these members, for the card", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.int8 and self.format != "onnx":
+            raise InputError(f"--int8 quantises ONNX files; leave it out with --format {self.format}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def output_path(path: str | Path, options: MemberOptions) -> Path:
 
 
 def _named_recording(output: Path, options: MemberOptions) -> str | Path | None:
-    """The recording, or the list of --input or --check, that would be replaced; None where there is none."""
+    """The recording, the list of --input or --check, or the --figures that would be replaced; None if there is none."""
     if not output.exists():
         return None
     if is_recording(output.name) or is_recording(os.path.basename(os.path.realpath(output))):
@@ -38,7 +38,8 @@ def _named_recording(output: Path, options: MemberOptions) -> str | Path | None:
         for names in (("manifest", "input", "check"), ("audio_dir",), ("columns",))
     )
     listed = list_recordings(source, audio_dir, columns).paths if source and os.path.isfile(source) else []
-    return lies_in(output, [source, *map(file_of, listed)] if source and listed else [])
+    read = [source, *map(file_of, listed)] if source and listed else []
+    return lies_in(output, filter(None, [*read, getattr(options, "figures", None)]))
 
 
 def _folder_that_is_read(output: Path) -> Path | None:

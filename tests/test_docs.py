@@ -99,7 +99,7 @@ def test_the_tree_is_the_real_one() -> None:
         parents = [*parents[:depth], name]
         shown.add("".join(parents))
     packages = [ROOT / name for name in ("cache", "pipeline", "train", "infer")]
-    files = [path for package in packages for path in package.rglob("*") if path.suffix in (".py", ".html")]
+    files = [path for package in packages for path in package.rglob("*") if path.suffix in (".py", ".html", ".md")]
     expected = {str(path.relative_to(ROOT)) for path in files if path.name not in ("__init__.py", "__main__.py")}
     assert {name for name in shown if not name.endswith("/")} == expected
     assert {name for name in shown if name.endswith("/")} == {f"{path.parent.relative_to(ROOT)}/" for path in files}

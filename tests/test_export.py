@@ -232,3 +232,63 @@ def test_models_export(model: str, tmp_path: Path, runtime) -> None:
     with torch.inference_mode():
         expected = module(torch.from_numpy(clips)).numpy()
     np.testing.assert_allclose(run_onnx(tmp_path / "m.onnx")(clips), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("folds", ["1", "all"])
+def test_safetensors_hold_what_timm_loads(project: Path, folds: str, tmp_path: Path) -> None:
+    """One member's weights load by timm's checkpoint_path, several follow their number; metadata say the rest."""
+    import timm
+    from safetensors import safe_open
+
+    from train.checkpoint import load_checkpoint
+
+    assert main(["--run", RUN, "--folds", folds, "--format", "safetensors", "--check-clips", "4"]) == 0
+    with safe_open("model.safetensors", "pt") as file:
+        about, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    numbers = [0, 1] if folds == "all" else [1]
+    saved = [load_checkpoint(Path(RUN) / f"fold{fold}" / "best.pt") for fold in numbers]
+    expected = {
+        f"{number}.{name}" if folds == "all" else name: tensor
+        for number, each in zip(numbers, saved, strict=True)
+        for name, tensor in each["model"].items()
+    }
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in weights)
+    assert json.loads(about["classes"]) == sorted([*WORDS, "noise"])
+    assert [json.loads(about[key]) for key in ("models", "temperatures", "temperature", "tta")] == [
+        ["test_resnet"] * len(saved),
+        [each["temperature"] for each in saved],
+        1.0,
+        4,
+    ]
+    assert json.loads(about["features"]) == [each["features"] for each in saved]
+    assert about["members"].split(",") == [f"test_resnet-32x32/fold{fold}" for fold in numbers]
+    assert str(tmp_path).encode() not in Path("model.safetensors").read_bytes()
+    if folds != "all":
+        network = timm.create_model("test_resnet", in_chans=1, num_classes=4, checkpoint_path="model.safetensors")
+        assert all(torch.equal(value, saved[0]["model"][key]) for key, value in network.state_dict().items())
+
+
+def test_safetensors_that_differ_are_not_kept(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """What is compared with predict is what the file says, not what memory holds; an older file stays."""
+    from infer.export import safetensors_file
+
+    write, output = safetensors_file.write, project / "model.safetensors"
+
+    def spoilt(module, samples, metadata, path):
+        return write(module, samples, {**metadata, "tta": "1"}, path)
+
+    monkeypatch.setattr(safetensors_file, "write", spoilt)
+    output.write_bytes(b"old")
+    assert main(["--run", RUN, "--format", "safetensors", "--check-clips", "8"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: model.safetensors: not written: it judges ")
+    assert output.read_bytes() == b"old"
+    assert not list(project.glob(".*"))
+
+
+def test_safetensors_have_no_int8(here: Path, capsys: pytest.CaptureFixture) -> None:
+    """Quantised are ONNX files only; one line says so, before anything is read."""
+    assert main(["--run", "nowhere", "--format", "safetensors", "--int8"]) == 2
+    assert capsys.readouterr().err == ("error: --int8 quantises ONNX files; leave it out with --format safetensors\n")

@@ -37,18 +37,18 @@ _ENTRIES_OF: dict[str, dict[str, Any]] = {
 }
 
 
-def _fits(value: Any, least: Any) -> bool:
-    """Whether a value is what training writes, see `_ENTRIES`."""
+def fits(value: Any, least: Any) -> bool:
+    """Whether a value is what is expected, see `_ENTRIES`."""
     if isinstance(least, tuple):
-        return any(_fits(value, each) for each in least)
+        return any(fits(value, each) for each in least)
     if isinstance(least, float):
         return type(value) in (int, float) and least <= value < 1 << 63
     if not isinstance(value, type(least)) or isinstance(value, bool):
         return False
     if isinstance(least, dict):
-        return all(_fits(value.get(key, ...), entry) for key, entry in least.items())
+        return all(fits(value.get(key, ...), entry) for key, entry in least.items())
     if isinstance(least, list):
-        return len(value) >= len(least) and all(_fits(each, least[0]) for each in value)
+        return len(value) >= len(least) and all(fits(each, least[0]) for each in value)
     if isinstance(least, torch.Tensor):
         return (value.dtype, value.ndim) == (least.dtype, least.ndim)
     if isinstance(least, int):
@@ -87,7 +87,7 @@ def load_checkpoint(path: Path, data: bytes | None = None) -> dict[str, Any]:
     if version != VERSION:
         raise InputError(f"{path}: checkpoint version {version}, this version reads {VERSION}; train again")
     for key, least in _ENTRIES_OF.get(Path(path).name, {}).items():
-        if not _fits(content.get(key, ...), least):
+        if not fits(content.get(key, ...), least):
             raise InputError(f"{path}: its entry {key} is missing, or not what training writes; {AGAIN}")
     return content
 

@@ -80,7 +80,7 @@ def _figures(members: list[Member], clips: JudgedClips, verdict: np.ndarray) -> 
     targets, judged_by, best = clips.targets, clips.judged_by, verdict.argmax(axis=1)
     right = (clips.probs[:, 0].argmax(axis=2) == targets)[judged_by]  # of each member and each clip that it judged
     singles = [
-        {"member": member.name, **accuracy_of(said[own], targets[own])}
+        {"member": member.name, "digest": member.digest, **accuracy_of(said[own], targets[own])}
         for member, said, own in zip(members, clips.probs[:, 0], judged_by, strict=True)
     ]
     return {

@@ -1,6 +1,7 @@
 """Export an ensemble as one file: waveform in, calibrated probabilities out.
 
 python -m infer.export --folds all --tta 4 --format onnx --int8
+python -m infer.export --folds 0 --format safetensors --figures figures.json
 python docs/run_onnx.py model.onnx data/test/*.wav
 """
 

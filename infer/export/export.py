@@ -1,5 +1,6 @@
 """Exporting: write the file, run it, and keep it only if it says what predict says."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from cache.cli import EXIT_OK, InputError, require, say
-from cache.files import atomic_path
+from cache.files import atomic_path, write_atomic
 from infer.console import print_table
 from infer.corpus import cached_test_split, check_not_trained_on
 from infer.ensemble import Ensemble
-from infer.export import onnx_file
+from infer.export import onnx_file, safetensors_file
+from infer.export.card import card_path, write_card
 from infer.export.graph import WaveformEnsemble
 from infer.judge import batched
 from infer.labelled import judge_readable
@@ -24,7 +26,7 @@ from infer.views import first_views
 from pipeline.decode import MAX_LEVEL, read_clip
 from train.world import World
 
-FORMATS = {"onnx": onnx_file}
+FORMATS = {"onnx": onnx_file, "safetensors": safetensors_file}
 """Modules that write and run a kind of file, as `infer.export.onnx_file` does, by the name that users type."""
 TOLERANCE = 1e-3
 """Largest difference of a probability between the exported file and predict."""
@@ -40,7 +42,7 @@ class _Measured(NamedTuple):
 
 
 def export(options: ExportOptions, world: World) -> int:
-    """Write the exported file, print what was verified and measured, and return the exit status.
+    """Write the exported file and its card, print what was verified and measured, and return the exit status.
 
     Raises
     ------
@@ -49,12 +51,13 @@ def export(options: ExportOptions, world: World) -> int:
     kind = FORMATS[options.format]
     for module in kind.REQUIRED:
         require(module, "export")
-    output = output_path(options.output, options)
+    output = output_path(options.output or kind.OUTPUT, options)
+    card = output_path(card_path(output), options)
     smaller = output_path(output.with_name(f"{output.stem}.int8{output.suffix}"), options) if options.int8 else None
     members = load_alike(options, world)
     ensemble = Ensemble(members, options.tta)
     network = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()
-
+    about = write_card(output, members, ensemble, options)
     source, recordings = _recordings(options, members)
     started = time.perf_counter()
     good, judged = judge_readable(members, recordings, options, world)
@@ -78,8 +81,9 @@ def export(options: ExportOptions, world: World) -> int:
             with atomic_path(smaller) as quantised:
                 kind.quantise(temporary, quantised, others)
                 measured.append(_measure(quantised, smaller, clips, options))
+        write_atomic(card, about.encode())
     _print_measured(f"CPU, {len(clips)} clips of {title}", measured, _targets(recordings, members, source))
-    say(f"{output}: {len(members)} members, {options.tta} views; verified")
+    say(f"{output}: {len(members)} members, {options.tta} views; verified; described in {card}")
     return EXIT_OK
 
 
@@ -102,6 +106,8 @@ def _metadata(members: list[Member], options: ExportOptions) -> dict[str, str]:
         "clip_seconds": str(config.clip_seconds),
         "feature_digest": ",".join(dict.fromkeys(member.config.digest for member in members)),
         "members": ",".join(member.name for member in members),
+        "models": json.dumps([member.options["model"] for member in members]),
+        "features": json.dumps([dataclasses.asdict(member.config) for member in members]),
         "tta": str(options.tta),
         "not_a_recording": f"NaN for every class: of a clip with a sample that is not finite or beyond {MAX_LEVEL:g}",
     }
@@ -156,5 +162,5 @@ def _verify(output: Path, found: np.ndarray, expected: np.ndarray, names: list[s
         raise InputError(
             f"{output}: not written: it judges {int((~same).sum())} of {len(found)} recordings otherwise than predict; "
             f"{names[worst]}: a probability differs by {differences[worst]:.2g}, expected at most "
-            f"{TOLERANCE}; report it with the versions of torch and onnxruntime"
+            f"{TOLERANCE}; report it with the output of pip freeze"
         )

@@ -13,6 +13,7 @@ from cache.cli import InputError
 from infer.judge import batched
 
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")  # of the extra [export]
+OUTPUT = "model.onnx"  # where no other is named
 _OPSET = 18
 _QUANTISED = ("Conv", "Gemm", "MatMul")  # of the networks; quantising every operator was no faster
 _MOST_BYTES = 2**31 - 2**20  # a protobuf file ends at 2 GiB
