@@ -181,6 +181,16 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def unused_folder(out: str | Path) -> Path:
+    """The path, if a folder can be made there; InputError where it exists and is not an empty folder."""
+    target = Path(out).resolve()
+    if os.path.ismount(target):
+        raise InputError(f"{out}: is a mount point; name a folder inside it")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{out}: exists and is not an empty folder; remove it or name another")
+    return Path(out)
+
+
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends without an error.
@@ -189,11 +199,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     ------
     InputError : `out` exists and is not an empty folder, or another process is making it
     """
-    target = Path(out).resolve()  # a link to an empty folder stays a link
-    if os.path.ismount(target):
-        raise InputError(f"{out}: is a mount point; name a folder inside it")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{out}: exists and is not an empty folder; remove it or name another")
+    target = unused_folder(out).resolve()  # a link to an empty folder stays a link
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.parent / f".{target.name}.lock"
     with exclusive_lock(lock, busy=f"{out}: another process is writing it; wait for it or name another folder"):

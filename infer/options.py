@@ -203,10 +203,16 @@ class ExportOptions(EnsembleOptions):
     device: str = flag("cpu", "where the file is verified; it runs anywhere", choices=("cpu",))
     amp: str = flag("off", "the file computes in float32", choices=("off",))
     format: str = flag(
-        "onnx", "waveform in, probabilities out; or the weights alone, for timm", choices=("onnx", "safetensors")
+        "onnx",
+        "waveform in, probabilities out; the weights alone, for timm; or a page that listens in a browser",
+        choices=("onnx", "safetensors", "web"),
     )
-    output: str | None = flag(None, "the file (default: model.onnx or model.safetensors)", metavar="FILE")
-    int8: bool = flag(False, "also write FILE.int8.onnx, with quantised networks, and measure its accuracy")
+    output: str | None = flag(
+        None, "the file or folder (default: model.onnx, model.safetensors or site)", metavar="FILE"
+    )
+    int8: bool = flag(
+        False, "also write model.int8.onnx, with quantised networks, and measure its accuracy; a page gets only that"
+    )
     check: str | None = flag(
         None,
         "recordings to verify on (default: data/test, or the cache's test split); <label>/ folders give accuracies",
@@ -217,7 +223,7 @@ class ExportOptions(EnsembleOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.int8 and self.format != "onnx":
+        if self.int8 and self.format == "safetensors":
             raise InputError(f"--int8 quantises ONNX files; leave it out with --format {self.format}")
 
 

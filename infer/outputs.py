@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cache.cli import InputError
 from cache.clip_id import file_of
-from cache.files import checked_output, lies_in
+from cache.files import checked_output, lies_in, unused_folder
 from infer.options import MemberOptions
 from infer.recordings import list_recordings
 from pipeline.decode import is_recording
@@ -14,14 +14,14 @@ from pipeline.lists import TESTING, VALIDATION
 _MARKS = ("fold*/*.pt", "fold*/oof.npz", "shard-*.h5", TESTING, VALIDATION)  # of a run, a cache, a corpus
 
 
-def output_path(path: str | Path, options: MemberOptions) -> Path:
-    """The path of a result, if a file can be written to it.
+def output_path(path: str | Path, options: MemberOptions, *, folder: bool = False) -> Path:
+    """The path of a result, if a file, or a new folder, can be written to it.
 
     Raises
     ------
     InputError : it is, or lies in, what is read: a recording, a list, a run, a cache or a corpus, however linked
     """
-    output = checked_output(path)
+    output = unused_folder(path) if folder else checked_output(path)
     if source := _named_recording(output, options) or _folder_that_is_read(output):
         raise InputError(f"{path}: {source} is to be read, so it is not written over or into; choose another place")
     return output

@@ -15,10 +15,11 @@ import soundfile
 
 from infer.labelled import JudgedClips
 from infer.options import EvaluateOptions
+from infer.page import fill_template
 from infer.report import page as report_page
 from infer.report.__main__ import main
 from infer.report.data import Source
-from infer.report.page import embed, fill_template
+from infer.report.page import embed
 from infer.scoring import coverage, reliability
 from tests.conftest import RATE, SMALL, synthesise, write_corpus
 from tests.forked import command
@@ -119,7 +120,7 @@ def test_worst_clips_carry_sound_picture_and_every_member(trained: Path, page: P
 
 def test_nothing_in_the_data_ends_the_script_or_leaves_the_page(page: Path) -> None:
     """Any text survives the round trip, none of it closes the element, and the page asks nothing of the network."""
-    text = fill_template({"names": HOSTILE})
+    text = fill_template("infer.report", {"names": HOSTILE})
     inside = text.split('id="data">')[1].split("</script>")[0]
     assert json.loads(inside) == {"names": HOSTILE}
     assert not set("<>&\u2028") & set(inside)
@@ -176,7 +177,7 @@ def synthetic_page(path: Path, clips: int, classes: int) -> dict[str, Any]:
     names = [f"label {index}" for index in range(classes)]
     data = {"title": "run", "classes": names, "notes": [], "curves": [], "sources": [source.describe()]}
     embed([source.worst(50, FeatureConfig(n_mels=16, n_frames=16, n_fft=512))], data, 50)
-    path.write_text(fill_template(data))
+    path.write_text(fill_template("infer.report", data))
     return data
 
 

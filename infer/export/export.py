@@ -1,7 +1,9 @@
 """Exporting: write the file, run it, and keep it only if it says what predict says."""
 
+import contextlib
 import dataclasses
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cache.cli import EXIT_OK, InputError, require, say
-from cache.files import atomic_path, write_atomic
+from cache.files import write_atomic
 from infer.console import print_table
 from infer.corpus import cached_test_split, check_not_trained_on
 from infer.ensemble import Ensemble
-from infer.export import onnx_file, safetensors_file
+from infer.export import onnx_file, safetensors_file, web
 from infer.export.card import card_path, write_card
 from infer.export.graph import WaveformEnsemble
 from infer.judge import batched
@@ -26,8 +28,8 @@ from infer.views import first_views
 from pipeline.decode import MAX_LEVEL, read_clip
 from train.world import World
 
-FORMATS = {"onnx": onnx_file, "safetensors": safetensors_file}
-"""Modules that write and run a kind of file, as `infer.export.onnx_file` does, by the name that users type."""
+FORMATS = {"onnx": onnx_file, "safetensors": safetensors_file, "web": web}
+"""Modules that write and run a kind of file or folder, as `infer.export.onnx_file` does, by the users' name for it."""
 TOLERANCE = 1e-3
 """Largest difference of a probability between the exported file and predict."""
 
@@ -51,9 +53,12 @@ def export(options: ExportOptions, world: World) -> int:
     kind = FORMATS[options.format]
     for module in kind.REQUIRED:
         require(module, "export")
-    output = output_path(options.output or kind.OUTPUT, options)
+    output = output_path(options.output or kind.OUTPUT, options, folder=kind is web)
     card = output_path(card_path(output), options)
-    smaller = output_path(output.with_name(f"{output.stem}.int8{output.suffix}"), options) if options.int8 else None
+    smaller = None
+    if options.int8:  # a page has one model
+        named = output.with_name(f"{output.stem}.int8{output.suffix}")
+        smaller = output if kind is web else output_path(named, options)
     members = load_alike(options, world)
     ensemble = Ensemble(members, options.tta)
     network = WaveformEnsemble(members, first_views(options.tta), ensemble.temperature).eval()
@@ -73,17 +78,19 @@ def export(options: ExportOptions, world: World) -> int:
         recordings, clips, probs = recordings.select(range(0, len(clips), 2)), clips[::2], probs[::2]
 
     measured = [_Measured("predict", "", speed, probs)]
-    with atomic_path(output) as temporary:
-        kind.write(network, clips.shape[1], _metadata(members, options), temporary)
+    with kind.placed(output) as temporary:
+        kind.write(network, clips.shape[1], _metadata(members, ensemble, options), temporary)
         measured.append(_measure(temporary, output, clips, options))
         _verify(output, measured[-1].probs, probs, recordings.names)
         if smaller:
-            with atomic_path(smaller) as quantised:
+            with contextlib.nullcontext(temporary) if smaller == output else kind.placed(smaller) as quantised:
                 kind.quantise(temporary, quantised, others)
                 measured.append(_measure(quantised, smaller, clips, options))
         write_atomic(card, about.encode())
     _print_measured(f"CPU, {len(clips)} clips of {title}", measured, _targets(recordings, members, source))
     say(f"{output}: {len(members)} members, {options.tta} views; verified; described in {card}")
+    if kind is web:
+        say(f"next: python -m http.server --directory {shlex.quote(str(output))}, then open http://localhost:8000")
     return EXIT_OK
 
 
@@ -98,10 +105,11 @@ def _print_measured(title: str, measured: list[_Measured], targets: np.ndarray |
     print_table(title, rows, ("", "MB", "clips/s", "largest difference", "same label", "accuracy"))
 
 
-def _metadata(members: list[Member], options: ExportOptions) -> dict[str, str]:
+def _metadata(members: list[Member], ensemble: Ensemble, options: ExportOptions) -> dict[str, str]:
     config = shared_clip(members)
     return {
         "classes": json.dumps(members[0].classes, ensure_ascii=False),
+        "thresholds": json.dumps(ensemble.thresholds, ensure_ascii=False),
         "sample_rate": str(config.sample_rate),
         "clip_seconds": str(config.clip_seconds),
         "feature_digest": ",".join(dict.fromkeys(member.config.digest for member in members)),
@@ -150,7 +158,8 @@ def _measure(file: Path, output: Path, clips: np.ndarray, options: ExportOptions
     started = time.perf_counter()
     probs = np.concatenate([run(np.stack(batch)) for batch in batched(clips, options.batch_size)])
     speed = len(clips) / (time.perf_counter() - started)
-    return _Measured(output.name, f"{file.stat().st_size / 1e6:.1f}", speed, probs)
+    size = sum(each.stat().st_size for each in file.iterdir()) if file.is_dir() else file.stat().st_size
+    return _Measured(output.name, f"{size / 1e6:.1f}", speed, probs)
 
 
 def _verify(output: Path, found: np.ndarray, expected: np.ndarray, names: list[str]) -> None:

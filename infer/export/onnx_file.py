@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 
 from cache.cli import InputError
 from infer.judge import batched
+from infer.onnx_model import OnnxModel
 
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")  # of the extra [export]
 OUTPUT = "model.onnx"  # where no other is named
@@ -22,8 +23,18 @@ Runner = Callable[[np.ndarray], np.ndarray]
 """Clips (n, samples) in, probabilities (n, classes) out."""
 
 
-def write(module: torch.nn.Module, samples: int, metadata: dict[str, str], path: Path) -> None:
+def write(
+    module: torch.nn.Module,
+    samples: int,
+    metadata: dict[str, str],
+    path: Path,
+    outputs: Sequence[str] = ("probabilities",),
+) -> None:
     """Write an ONNX file: ``waveform`` (batch, samples) float32 in, ``probabilities`` (batch, classes) out.
+
+    Parameters
+    ----------
+    outputs : names of what the module gives
 
     Raises
     ------
@@ -40,7 +51,7 @@ def write(module: torch.nn.Module, samples: int, metadata: dict[str, str], path:
             module,
             (torch.zeros(2, samples),),
             input_names=["waveform"],
-            output_names=["probabilities"],
+            output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=_OPSET,
             dynamo=True,
@@ -51,7 +62,7 @@ def write(module: torch.nn.Module, samples: int, metadata: dict[str, str], path:
     for node in model.graph.node:  # the rest of what the exporter notes down would publish paths of this machine
         scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
         del node.metadata_props[:]
-        if scopes and "'networks." in scopes[0]:
+        if scopes and "networks." in scopes[0]:
             node.name = f"networks/{node.name}"
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
@@ -97,7 +108,4 @@ def quantise(source: Path, target: Path, clips: np.ndarray) -> None:
 
 def run(path: Path) -> Runner:
     """Load an ONNX file into onnxruntime, on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda clips: session.run(None, {"waveform": clips})[0]
+    return OnnxModel(path)

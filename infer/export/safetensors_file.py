@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from cache.config import FeatureConfig
+from cache.files import atomic_path
 from infer.export.graph import WaveformEnsemble
 from infer.export.onnx_file import Runner
 from infer.members import Member
@@ -14,6 +15,7 @@ from train.models import create_model
 
 REQUIRED = ("safetensors",)  # of the extra [export]
 OUTPUT = "model.safetensors"
+placed = atomic_path
 
 
 def write(module: WaveformEnsemble, samples: int, metadata: dict[str, str], path: Path) -> None:

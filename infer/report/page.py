@@ -1,7 +1,5 @@
 """One self-contained HTML file: the template and its data."""
 
-import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from cache.files import write_atomic
 from infer.members import load_alike
 from infer.options import ReportOptions
 from infer.outputs import output_path
+from infer.page import fill_template, to_json
 from infer.report.data import judge_sources, read_curves
 from train.world import World
 
@@ -36,7 +35,7 @@ def write_report(options: ReportOptions, world: World) -> int:
         "sources": [source.describe() for source in sources],
     }
     embed([source.worst(options.worst, members[0].config) for source in sources], data, options.worst)
-    write_atomic(output, fill_template(data).encode("ascii"))
+    write_atomic(output, fill_template("infer.report", data).encode("ascii"))
     size = output.stat().st_size / 1e6
     say(f"{output}: {', '.join(source.figures['source'] for source in sources)}; {size:.1f} MB")
     for note in notes:
@@ -55,25 +54,14 @@ def write_report(options: ReportOptions, world: World) -> int:
 
 def embed(worst: list, data: dict[str, Any], most: int) -> None:
     """Add each source's worst clips to its description, as many as the file may hold, shared out evenly."""
-    room = MAX_BYTES - len(fill_template(data))
+    room = MAX_BYTES - len(fill_template("infer.report", data))
     for number, (clips, described) in enumerate(zip(worst, data["sources"], strict=True)):
         share, used = room // (len(worst) - number), 100
         described["worst"] = []
         for clip in clips:
-            used += len(_to_json(clip)) + 1
+            used += len(to_json(clip)) + 1
             if used > share:
                 break
             described["worst"].append(clip)
-            room -= len(_to_json(clip)) + 1
+            room -= len(to_json(clip)) + 1
         described["dropped"] = min(most, described["wrong"]) - len(described["worst"])
-
-
-def fill_template(data: dict[str, Any]) -> str:
-    """The page around `data`: pure ASCII, in which no string of the data can end the script element."""
-    before, after = resources.files("infer.report").joinpath("page.html").read_text("ascii").split("@DATA@")
-    return before + _to_json(data) + after
-
-
-def _to_json(value: Any) -> str:
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII: U+2028 and the like are escaped
-    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
