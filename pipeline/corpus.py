@@ -14,7 +14,7 @@ from pipeline.manifest import read_manifest
 from pipeline.names import match_names
 from pipeline.options import BuildOptions
 from pipeline.scan import scan_corpus
-from pipeline.wake_words import add_silence, keep_labels
+from pipeline.wake_words import add_negatives, add_silence, keep_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,8 @@ def read_corpus(options: BuildOptions) -> Corpus:
         notes.append(note)
     if options.long != "loudest":
         clips = cut_long(clips, options)
+    if options.negatives:
+        clips = add_negatives(clips, options)
     if options.silence:
         clips = add_silence(clips, options, len(folds))
     if folds and folds != [str(number) for number in range(len(folds))]:

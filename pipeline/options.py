@@ -35,6 +35,11 @@ class BuildOptions(Flags):
     unknown_share: float | None = flag(
         None, "clips of unknown, as a share of those kept (default: as many as of a kept label)", (0, 100), type=float
     )
+    negatives: str | None = flag(
+        None,
+        "add parts of the recordings in _negatives_/ as unknown: a table as infer.predict --windows writes it",
+        metavar="FILE",
+    )
     silence: int = flag(0, "add so many clips of label silence, cut from _background_noise_/", AT_LEAST_0)
     task: str | None = flag(None, "a published task's --keep, --silence and --split", choices=tuple(TASKS))
     cache_dir: str = flag("data/cache", "where cache folders are")
@@ -76,6 +81,10 @@ class BuildOptions(Flags):
             raise InputError("--jobs 0; expected a number of processes, or -1 for all cores")
         if self.columns and not self.manifest:
             raise InputError("--columns needs --manifest FILE")
+        if self.negatives and (self.manifest or self.pattern):
+            raise InputError(
+                "--negatives is for a folder per label; in a table, name the parts as rows of label unknown"
+            )
         if self.unknown_share is not None and not self.keep:
             raise InputError("--unknown-share needs --keep LABEL,…")
         if self.scheduler and self.backend != "dask":

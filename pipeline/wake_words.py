@@ -1,4 +1,4 @@
-"""What a wake word needs beside its recordings: the label "unknown" for other words, and "silence" for background."""
+"""What a wake word needs beside its recordings: the label "unknown" for other sounds, and "silence" for background."""
 
 import hashlib
 from pathlib import Path
@@ -9,11 +9,14 @@ from cache.cli import InputError
 from cache.clip_id import Part
 from cache.index import NO_FOLD, TEST, TRAIN
 from pipeline.clips import VALIDATION, as_clips
+from pipeline.manifest import Files
 from pipeline.options import BuildOptions
 from pipeline.scan import NOISE_FOLDER, noise_files
 from pipeline.stream import duration_seconds
+from pipeline.table import Table
 
 UNKNOWN, SILENCE = "unknown", "silence"
+NEGATIVES_FOLDER = "_negatives_"
 _QUIETEST = -40.0  # dB, of background that becomes silence
 
 
@@ -42,6 +45,33 @@ def keep_labels(clips: np.ndarray, options: BuildOptions) -> tuple[np.ndarray, s
     unknown = as_clips([(*row[:3], UNKNOWN.encode(), *row[4:]) for row in chosen.tolist()])
     note = f"{UNKNOWN}: {len(unknown):,} of {len(others):,} clips of other labels (--unknown-share)"
     return np.concatenate([clips[kept], unknown]), note
+
+
+def add_negatives(clips: np.ndarray, options: BuildOptions) -> np.ndarray:
+    """Add the parts of recordings without the words that a table names, under the label "unknown".
+
+    The recordings lie in ``_negatives_/``. All parts of one are in the same fold.
+
+    Parameters
+    ----------
+    clips : as in `pipeline.clips`
+
+    Raises
+    ------
+    InputError : no such table or recordings, or a row whose file is not there
+    """
+    table, folder = Table(Path(str(options.negatives))), Path(options.audio_dir) / NEGATIVES_FOLDER
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; put the recordings of {options.negatives} there")
+    files, rows = Files(folder), list(table.rows(labelled=False))
+    added = []
+    for row, at in zip(rows, files.find([row.file for row in rows]), strict=True):
+        if at < 0:
+            raise table.fault(row.line, "file", files.explain(row.file))
+        name, size, mtime_ns = files.listing[at].tolist()
+        path = f"{NEGATIVES_FOLDER}/".encode() + name
+        added.append((path + str(row.part or "").encode(), size, mtime_ns, UNKNOWN.encode(), path, TRAIN, NO_FOLD))
+    return np.concatenate([clips, as_clips(added)])
 
 
 def _by_speaker(clips: np.ndarray, seed: int) -> np.ndarray:

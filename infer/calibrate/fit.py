@@ -9,7 +9,7 @@ from cache.files import write_sealed
 from infer.corpus import labelled_recordings
 from infer.detections import thresholds_of
 from infer.ensemble import Ensemble, soft_vote
-from infer.false_alarms import find_false_alarms
+from infer.evaluate.false_alarms import find_false_alarms
 from infer.labelled import judge_labelled
 from infer.members import Member, load_alike
 from infer.options import CalibrateOptions

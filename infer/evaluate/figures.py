@@ -7,8 +7,8 @@ import numpy as np
 from cache.clip_id import file_of
 from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
+from infer.evaluate.false_alarms import false_alarm_figures, find_false_alarms
 from infer.evaluate.robustness import robustness
-from infer.false_alarms import false_alarm_figures, find_false_alarms
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.members import Member, load_alike
 from infer.options import EvaluateOptions, LabelledOptions
