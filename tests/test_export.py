@@ -227,7 +227,7 @@ def test_models_export(model: str, tmp_path: Path, runtime) -> None:
     config = FeatureConfig(n_mels=64, n_frames=64)
     network = create_model(model, 5, (64, 64)).eval()
     module = WaveformEnsemble([Member("r", "0", tmp_path, config, list("abcde"), "", 0.7, network)], VIEWS).eval()
-    write_onnx(module, config.samples, {}, tmp_path / "m.onnx")
+    write_onnx(module, config.samples, {"classes": json.dumps([*"abcde"]), "sample_rate": "16000"}, tmp_path / "m.onnx")
     clips = np.stack([synthesise(word, 1, 1) for word in range(3)])
     with torch.inference_mode():
         expected = module(torch.from_numpy(clips)).numpy()

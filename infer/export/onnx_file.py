@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from cache.cli import InputError
+from cache.files import atomic_path
 from infer.judge import batched
 from infer.onnx_model import OnnxModel
 
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")  # of the extra [export]
 OUTPUT = "model.onnx"  # where no other is named
+placed = atomic_path
 _OPSET = 18
 _QUANTISED = ("Conv", "Gemm", "MatMul")  # of the networks; quantising every operator was no faster
 _MOST_BYTES = 2**31 - 2**20  # a protobuf file ends at 2 GiB
