@@ -9,7 +9,8 @@ import numpy as np
 from cache.cli import InputError, say
 from cache.clip_id import file_of
 from cache.cores import usable_cores
-from cache.index import INDEX, TEST, Cache
+from cache.find import find_trained_cache
+from cache.index import TEST, Cache
 from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
@@ -80,16 +81,7 @@ def find_member_cache(member: Member, cache_dir: str) -> Cache:
     ------
     InputError : it is not there, or holds another split by now
     """
-    folder = Path(cache_dir) / member.config.folder_name
-    if not (folder / INDEX).exists():
-        raise InputError(f"{cache_dir}: the cache {folder.name} of {member.path} is not there; use --input")
-    cache = Cache(folder)
-    if cache.index["split"]["digest"] != member.split_digest:
-        raise InputError(
-            f"{folder}: not the split that {member.path} was trained on: another corpus (choose with --cache-dir), or "
-            "one that changed since (train again); or use --input"
-        )
-    return cache
+    return find_trained_cache(cache_dir, member.config, member.split_digest, member.path, "use --input")
 
 
 def cached_test_split(members: list[Member], options: EnsembleOptions) -> Recordings:
