@@ -84,6 +84,21 @@ def find_member_cache(member: Member, cache_dir: str) -> Cache:
     return find_trained_cache(cache_dir, member.config, member.split_digest, member.path, "use --input")
 
 
+def check_no_words_added(member: Member, cache: Cache) -> None:
+    """Refuse a member that has learnt words after its training: what training held out or back tells nothing of them.
+
+    Raises
+    ------
+    InputError : it knows other labels than its cache
+    """
+    added = [label for label in member.classes if label not in cache.classes]
+    if added:
+        raise InputError(
+            f"{member.path}: {', '.join(added)} came later, by train.add_words, so what training left aside cannot "
+            "judge it; use infer.evaluate --split test (the earlier words), or --input FOLDER with recordings of all"
+        )
+
+
 def cached_test_split(members: list[Member], options: EnsembleOptions) -> Recordings:
     """The clips of the first member's split "test", as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
@@ -96,6 +111,7 @@ def cached_test_split(members: list[Member], options: EnsembleOptions) -> Record
 def cached_calibration_clips(members: list[Member], options: EnsembleOptions) -> Recordings:
     """The clips that no fold was trained on, as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
+    check_no_words_added(members[0], cache)
     share = min(member.hold_back for member in members)
     recordings = _recordings(cache, calibration_clips(cache, share), options)
     if recordings is None:
