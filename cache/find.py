@@ -4,7 +4,9 @@ from pathlib import Path
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.index import INDEX, read_index
+from cache.index import INDEX, Cache, read_index
+
+_CHOOSE = "choose with --cache-dir"
 
 
 def list_caches(cache_dir: str | Path) -> list[Path]:
@@ -50,3 +52,31 @@ def find_cache(cache_dir: str | Path, n_mels: int, n_frames: int, folder: str | 
         f"{cache_dir}: no finished cache of {n_mels} mels x {n_frames} frames (there: {names}); "
         f"build it with python -m pipeline.build_cache --n-mels {n_mels}{width}"
     )
+
+
+def find_trained_cache(
+    cache_dir: str | Path, config: FeatureConfig, split_digest: str, trained: Path, instead: str = ""
+) -> Cache:
+    """The cache that a fold was trained from.
+
+    Parameters
+    ----------
+    cache_dir : holds the cache folders
+    config, split_digest : of the fold's checkpoint
+    trained : the checkpoint, named in errors
+    instead : what else the user can do, added to errors
+
+    Raises
+    ------
+    InputError : it is not there, or holds another split by now
+    """
+    folder = Path(cache_dir) / config.folder_name
+    if not (folder / INDEX).exists():
+        raise InputError(f"{cache_dir}: the cache {folder.name} of {trained} is not there; {instead or _CHOOSE}")
+    cache = Cache(folder)
+    if cache.index["split"]["digest"] != split_digest:
+        raise InputError(
+            f"{folder}: not the split that {trained} was trained on: another corpus ({_CHOOSE}), or one that changed "
+            f"since (train again){instead and '; or ' + instead}"
+        )
+    return cache

@@ -9,7 +9,8 @@ import numpy as np
 from cache.cli import InputError, say
 from cache.clip_id import file_of
 from cache.cores import usable_cores
-from cache.index import INDEX, TEST, Cache
+from cache.find import find_trained_cache
+from cache.index import TEST, Cache
 from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
@@ -80,16 +81,22 @@ def find_member_cache(member: Member, cache_dir: str) -> Cache:
     ------
     InputError : it is not there, or holds another split by now
     """
-    folder = Path(cache_dir) / member.config.folder_name
-    if not (folder / INDEX).exists():
-        raise InputError(f"{cache_dir}: the cache {folder.name} of {member.path} is not there; use --input")
-    cache = Cache(folder)
-    if cache.index["split"]["digest"] != member.split_digest:
+    return find_trained_cache(cache_dir, member.config, member.split_digest, member.path, "use --input")
+
+
+def check_no_words_added(member: Member, cache: Cache) -> None:
+    """Refuse a member that has learnt words after its training: what training held out or back tells nothing of them.
+
+    Raises
+    ------
+    InputError : it knows other labels than its cache
+    """
+    added = [label for label in member.classes if label not in cache.classes]
+    if added:
         raise InputError(
-            f"{folder}: not the split that {member.path} was trained on: another corpus (choose with --cache-dir), or "
-            "one that changed since (train again); or use --input"
+            f"{member.path}: {', '.join(added)} came later, by train.add_words, so what training left aside cannot "
+            "judge it; use infer.evaluate --split test (the earlier words), or --input FOLDER with recordings of all"
         )
-    return cache
 
 
 def cached_test_split(members: list[Member], options: EnsembleOptions) -> Recordings:
@@ -104,6 +111,7 @@ def cached_test_split(members: list[Member], options: EnsembleOptions) -> Record
 def cached_calibration_clips(members: list[Member], options: EnsembleOptions) -> Recordings:
     """The clips that no fold was trained on, as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
+    check_no_words_added(members[0], cache)
     share = min(member.hold_back for member in members)
     recordings = _recordings(cache, calibration_clips(cache, share), options)
     if recordings is None:

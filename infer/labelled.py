@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from cache.cli import InputError, say
 from cache.index import Cache
-from infer.corpus import find_corpus, find_member_cache
+from infer.corpus import check_no_words_added, find_corpus, find_member_cache
 from infer.judge import Judge
 from infer.members import Member
 from infer.options import EnsembleOptions
@@ -54,9 +54,10 @@ def out_of_fold(members: list[Member], cache_dir: str, audio_dir: str | None = N
 
     Raises
     ------
-    InputError : as :func:`infer.corpus.find_member_cache` and :func:`_held_out`
+    InputError : as :func:`infer.corpus.find_member_cache`, :func:`infer.corpus.check_no_words_added`, :func:`_held_out`
     """
     cache = find_member_cache(members[0], cache_dir)
+    check_no_words_added(members[0], cache)
     probs = np.full((len(members), 1, len(cache.clips), len(cache.classes)), np.nan, np.float32)
     for said, member in zip(probs[:, 0], members, strict=True):
         held_out, logits = _held_out(member, cache)

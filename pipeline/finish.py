@@ -94,7 +94,7 @@ def plan_split(
     audio_dir = Path(options.audio_dir)
     labels, targets = np.unique(listing["label"], return_inverse=True)
     classes = [label.decode() for label in labels.tolist()]
-    if len(classes) < 2:
+    if len(classes) < (1 if options.one_label else 2):
         found = f"one label only ({classes[0]})" if classes else "no usable recording"
         raise InputError(f"{audio_dir}: {found}; a classifier needs recordings of two or more labels")
     for label in classes:

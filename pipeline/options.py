@@ -67,6 +67,7 @@ class BuildOptions(Flags):
     jobs: int = flag(-1, "worker processes (-1: all cores)")
     backend: str = flag("loky", "where workers run", choices=("loky", "dask"))
     scheduler: str | None = flag(None, "address of the Dask scheduler, with --backend dask")
+    one_label: bool = flag(False, "take a corpus of one label, such as a word for train.add_words")
     ignore_missing: bool = flag(False, "go on although lines of the corpus's lists name no clip")
     skip_bad: bool = flag(False, "exit with status 0 although some files were rejected")
     seed: int = flag(0, "seed of augmentation and folds")

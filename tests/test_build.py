@@ -103,6 +103,13 @@ def test_refusal_loses_nothing(corpus, build):
     assert checksums(corpus.parent / "cache") == before
 
 
+def test_one_label_where_it_is_asked_for(corpus, build):
+    """What train.add_words builds where there is one new word."""
+    one_class(corpus)
+    assert build("--one-label")[0] == 0
+    assert Cache(only_cache(corpus.parent / "cache")).classes == ["yes"]
+
+
 def test_names_that_are_not_utf8_are_refused(corpus, build):
     """A file name that no JSON can hold is named; nothing is built under another name."""
     os.rename(next((corpus / "yes").iterdir()), os.fsencode(corpus / "yes") + b"/\xff.wav")

@@ -126,7 +126,13 @@ def test_official_split_holds_nothing_back(corpus: Path, build: Callable, tmp_pa
         kept = calibration_clips(cache, 0.3)
         whole = np.array_equal(select_fold(cache, "0", 0.3).training, select_fold(cache, "0").training)
         assert (kept.any(), whole) == ((False, True) if split == "official" else (True, False))
-    member = types.SimpleNamespace(config=cache.config, split_digest=cache.index["split"]["digest"], hold_back=0.3)
+    member = types.SimpleNamespace(
+        config=cache.config,
+        split_digest=cache.index["split"]["digest"],
+        path=Path("best.pt"),
+        classes=cache.classes,
+        hold_back=0.3,
+    )
     options = types.SimpleNamespace(cache_dir=str(tmp_path / "cache"), audio_dir=None)
     with pytest.raises(InputError, match=r"held no clips back \(the split is the corpus's official one\); use --input"):
         cached_calibration_clips([member], options)

@@ -71,14 +71,14 @@ def start_classifier(model: torch.nn.Module, *, at_zero: bool) -> None:
     classes are alike then, and binary loss would first push them all down together.
     """
     layers = dict(model.named_modules())
-    for layer in (layers.get(name) for name in _classifiers(model)):
+    for layer in (layers.get(name) for name in classifiers(model)):
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
             layer.reset_parameters()
             for parameter in layer.parameters() if at_zero else ():
                 torch.nn.init.zeros_(parameter)
 
 
-def _classifiers(model: Any) -> tuple[str, ...]:
+def classifiers(model: Any) -> tuple[str, ...]:
     """Names of a timm model's last layers: one, or two where it was made for distillation."""
     names = model.pretrained_cfg.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
@@ -114,15 +114,15 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
     except Exception as error:
         raise InputError(f"--weights {path}: not a readable weights file ({_first_line(error)})") from error
     model: Any = timm.create_model(name, **settings)
-    classifiers = _classifiers(model)
-    needed = [key for key, _ in model.named_parameters() if not key.startswith(classifiers)]
+    replaced = classifiers(model)
+    needed = [key for key, _ in model.named_parameters() if not key.startswith(replaced)]
     missing = [key for key in needed if key not in state]
     if missing:
         raise InputError(
             f"--weights {path}: not weights of {name}: {len(missing)} of {len(needed)} tensors are missing, "
             f"such as {missing[0]}; expected timm's names"
         )
-    kept = {key: value for key, value in state.items() if not key.startswith(classifiers)}
+    kept = {key: value for key, value in state.items() if not key.startswith(replaced)}
     overlay: dict[str, Any] = {"state_dict": kept, "num_classes": -1}  # -1: the classifier stays this model's own
     first = state.get(f"{model.pretrained_cfg.get('first_conv')}.weight")
     if first is not None and first.ndim == 4:

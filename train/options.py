@@ -100,3 +100,14 @@ def options_from(flags: dict[str, Any]) -> TrainOptions:
     if name is not None and name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
     return TrainOptions(**{**({} if name is None else RECIPES[name]), **flags})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddWordsOptions(Flags):
+    """Flags of ``python -m train.add_words``."""
+
+    run: str = flag("", "the trained run; it stays as it is", metavar="FOLDER", required=True)
+    audio: str = flag("", "a folder per new word, with 5 recordings or more each", metavar="FOLDER", required=True)
+    name: str | None = flag(None, "name of the new run, which lies beside the other (default: its name + the words)")
+    cache_dir: str = flag("data/cache", "where cache folders are")
+    device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))

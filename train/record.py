@@ -74,7 +74,8 @@ class Record:
         """
         path, best = self.folder / "last.pt", self.folder / "best.pt"
         if not path.exists():
-            if best.exists() and len(self._logged()) > 1:  # else the first epoch was interrupted
+            added = best.exists() and load_checkpoint(best)["classes"] != list(self.cache.classes)  # by train.add_words
+            if best.exists() and (added or len(self._logged()) > 1):  # else the first epoch was interrupted
                 raise InputError(f"{path} is gone, but not {best}; move {self.folder} away, or choose another --name")
             return None
         try:
@@ -189,18 +190,26 @@ class Record:
 
     def write_config(self, world: World) -> None:
         """Write config.json: arguments, versions, device and git commit."""
-        import timm
+        write_config(self.folder, {**self._identity(), **describe_surroundings(self.cache, world)})
 
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = None
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-        content = {
-            **self._identity(),
-            "cache": str(self.cache.folder.resolve()),
-            "world_size": world.world_size,
-            "device": device_name(world.device),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
-            "git_commit": commit,
-        }
-        write_atomic(self.folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
+
+def write_config(folder: Path, content: dict[str, Any]) -> None:
+    """Write config.json."""
+    write_atomic(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def describe_surroundings(cache: Cache, world: World) -> dict[str, Any]:
+    """What a fold is trained from, on and by: cache, ranks, device, versions and git commit."""
+    import timm
+
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = None
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "cache": str(cache.folder.resolve()),
+        "world_size": world.world_size,
+        "device": device_name(world.device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
+        "git_commit": commit,
+    }

@@ -52,10 +52,19 @@ class SpeechEmbedding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (batch, classes) of log-mels (batch, 1, 32, n_frames)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """What the convolutions give for log-mels (batch, channels, outputs, 1)."""
         x = 2 * x.transpose(2, 3) + 7.03  # from (dB + 40) / 20 to dB / 10 + 2 of samples in units of a 16-bit integer
         quiet = x.amax((1, 2, 3), keepdim=True) - 8  # top_db below the loudest
         around = quiet.expand(-1, 1, _AROUND, x.shape[3])
-        return self.head(self.features(torch.cat([around, x, around], dim=2)).flatten(1))
+        return self.features(torch.cat([around, x, around], dim=2))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Logits of these, or with `pre_logits` what the linear layer is given (batch, channels * outputs)."""
+        x = x.flatten(1)
+        return x if pre_logits else self.head(x)
 
 
 class _Leaky(nn.Module):
