@@ -17,7 +17,7 @@ import time
 
 import soundfile
 
-from cache.cli import Flags, command, flag
+from cache.cli import Flags, InputError, command, flag
 from tests.bench.common import Result, print_table
 
 _BLOCK_S = 0.01
@@ -57,6 +57,8 @@ def measure(options: Options, *flags: str) -> list[Result]:
     reader = threading.Thread(target=read)
     reader.start()
     time.sleep(15)  # loading
+    if process.poll() is not None:
+        raise InputError(process.stderr.read().decode().strip())
     began[0] = time.monotonic() - 1
     before = _cpu_seconds(process.pid)
     block = round(_BLOCK_S * rate)
