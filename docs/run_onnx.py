@@ -7,12 +7,12 @@ import onnxruntime
 import soundfile
 
 model, *paths = sys.argv[1:] if sys.argv[2:] else sys.exit("python run_onnx.py model.onnx *.wav")
-about = (session := onnxruntime.InferenceSession(model)).get_modelmeta().custom_metadata_map
+about = (net := onnxruntime.InferenceSession(model)).get_modelmeta().custom_metadata_map
 classes, thresholds = json.loads(about["classes"]), json.loads(about["thresholds"])
 for path in paths:
-    samples, rate = soundfile.read(path, session.get_inputs()[0].shape[1], fill_value=0, dtype="float32", always_2d=True)
+    samples, rate = soundfile.read(path, net.get_inputs()[0].shape[1], fill_value=0, dtype="float32", always_2d=True)
     if rate != int(about["sample_rate"]):
         raise SystemExit(f"{path}: {rate} Hz; resample it to {about['sample_rate']} Hz")
-    (probs,) = session.run(None, {"waveform": samples.mean(axis=1)[None]})[0]
+    (probs,) = net.run(None, {"waveform": samples.mean(axis=1)[None]})[0]
     label = classes[probs.argmax()] if probs.max() <= 1 else "(not a finite recording)"
     print(path, "unknown" if probs.max() < thresholds.get(label, 0) else label, f"{probs.max():.4f}")
