@@ -122,6 +122,19 @@ def project(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path / "project"
 
 
+@pytest.fixture
+def unheard(tmp_path: Path) -> Path:
+    """Labelled recordings of other speakers, half of them too noisy to be sure."""
+    import soundfile
+
+    for word, name in enumerate(["no", "up", "yes"]):
+        (tmp_path / "unheard" / name).mkdir(parents=True)
+        for n in range(20):
+            noise = np.random.default_rng([word, n]).standard_normal(RATE).astype(np.float32) * (0.5 if n % 2 else 0)
+            soundfile.write(tmp_path / f"unheard/{name}/{n}.wav", synthesise(word, 20 + n, n) + noise, RATE)
+    return tmp_path / "unheard"
+
+
 def checksums(folder: Path) -> dict[str, bytes]:
     """Content of every shard, clip table and index below `folder`, by file name."""
     return {

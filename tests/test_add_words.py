@@ -242,6 +242,10 @@ def test_heads_of_many_kinds(model: str, tiny: Path) -> None:
     state = backbone.with_last_layer(weight, bias, cache, clips)
     again = create_model(model, 6, (32, 32))
     again.load_state_dict(state)
+    rows = cache.gather(clips, np.zeros(4, int), np.empty((4, 32, 32), np.float16))
+    with torch.inference_mode():
+        said = again.eval()(torch.from_numpy(rows)[:, None].float()).numpy()
+    assert np.allclose(said, features @ weight.T + bias, rtol=1e-3, atol=1e-3 * np.abs(said).max())
 
 
 @pytest.mark.parametrize("model", ["deit_tiny_distilled_patch16_224", "levit_128s"])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from cache.cli import InputError
 from cache.files import read_sealed
@@ -23,8 +22,7 @@ from infer.export.__main__ import main as export
 from infer.predict.__main__ import main as predict
 from infer.report.__main__ import main as report
 from infer.scoring import suspects
-from tests.conftest import RATE, synthesise
-from tests.words_run import RUN, TRAINING, WORDS
+from tests.words_run import RUN, TRAINING
 from train.calibration import RANGE, fit_temperature
 from train.checkpoint import load_arrays, save_arrays
 from train.folds import calibration_clips, select_fold
@@ -39,17 +37,6 @@ def runs(here: Path, tmp_path: Path) -> Path:
     """A copy of the trained run that a test may change, beside nothing else; the working directory has the corpus."""
     shutil.copytree(here / RUN, tmp_path / "runs/copy")
     return tmp_path / "runs"
-
-
-@pytest.fixture
-def unheard(tmp_path: Path) -> Path:
-    """Labelled recordings of other speakers, half of them too noisy to be sure."""
-    for word, name in enumerate(WORDS):
-        (tmp_path / "unheard" / name).mkdir(parents=True)
-        for n in range(20):
-            noise = np.random.default_rng([word, n]).standard_normal(RATE).astype(np.float32) * (0.5 if n % 2 else 0)
-            soundfile.write(tmp_path / f"unheard/{name}/{n}.wav", synthesise(word, 20 + n, n) + noise, RATE)
-    return tmp_path / "unheard"
 
 
 def confidences(path: Path) -> list[tuple[str, float]]:

@@ -42,17 +42,6 @@ def negatives(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def unheard(tmp_path: Path) -> Path:
-    """Labelled recordings of other speakers, half of them too noisy to be sure."""
-    for word, name in enumerate(WORDS):
-        (tmp_path / "unheard" / name).mkdir(parents=True)
-        for n in range(20):
-            noise = np.random.default_rng([word, n]).standard_normal(RATE).astype(np.float32) * (0.5 if n % 2 else 0)
-            soundfile.write(tmp_path / f"unheard/{name}/{n}.wav", synthesise(word, 20 + n, n) + noise, RATE)
-    return tmp_path / "unheard"
-
-
 def rows(path: str) -> list[dict[str, str]]:
     """Of a CSV."""
     with open(path, newline="") as file:
