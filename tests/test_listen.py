@@ -105,6 +105,16 @@ def test_a_wav_file_on_standard_input_gives_the_detections_of_predict(heard, sou
     assert sorted(heard(endless)[1], key=lambda row: row["start_s"]) == expected
 
 
+def test_recorded_speech_gives_the_detections_of_predict(heard, mini: Path) -> None:
+    """One recording of many speakers and words after each other."""
+    spoken = [soundfile.read(path, dtype="float32")[0] for path in sorted(mini.rglob("*_nohash_*"))[::8][:20]]
+    sound = wav(np.concatenate(spoken))
+    expected = from_file(sound, "--window-confidence", "0.3")
+    assert len(expected) > 5
+    status, found, error = heard(sound, "--window-confidence", "0.3")
+    assert (status, sorted(found, key=lambda row: row["start_s"])) == (0, expected), error
+
+
 @pytest.mark.parametrize(
     ("flags", "encode"),
     [
