@@ -66,7 +66,7 @@ class Detector:
     """Turns what is said of successive windows of one recording into detections.
 
     A detection stays if no window of its label that overlaps it is more confident (non-maximum suppression; of equals
-    the first stays). It is given back as soon as that is known: when no later window at the usual distance overlaps it.
+    the first stays). It is given back as soon as that is known: with the first window that begins where it ends.
 
     Parameters
     ----------
@@ -79,21 +79,20 @@ class Detector:
     def __init__(self, classes: Sequence[str], thresholds: np.ndarray, *, eager: bool = False) -> None:
         self._classes, self._thresholds, self._eager = classes, thresholds, eager
         self._waiting: list[Detection] = []
-        self._kept: list[Detection] = []  # that may overlap those that wait, or a last window
+        self._kept: list[Detection] = []  # that may overlap those that wait, or with `eager` those to come
 
-    def add(self, scores: np.ndarray, start_s: float, end_s: float, next_s: float) -> list[Detection]:
-        """Take a window with its probabilities [shape=(classes,)] and give back what is settled, by start.
+    def add(self, scores: np.ndarray, start_s: float, end_s: float) -> list[Detection]:
+        """Take a window with its probabilities [shape=(classes,)], NaN for none; give back what is settled, by start.
 
         Parameters
         ----------
-        start_s, end_s : of the window
-        next_s : where the next window starts; a last one, which ends with the recording, may start earlier
+        start_s, end_s : of the window; none begins before the one before it
         """
         best = int(scores.argmax())
         confidence = round(float(scores[best]), _DIGITS)
         if confidence >= self._thresholds[best]:
             self._waiting.append(Detection(start_s, end_s, self._classes[best], confidence))
-        settled = self._settle(math.inf if self._eager else next_s)
+        settled = self._settle(math.inf if self._eager else start_s)
         first = min([start_s, *(each.start_s for each in self._waiting)])
         self._kept = [each for each in self._kept if each.end_s > first]
         return settled
@@ -102,13 +101,13 @@ class Detector:
         """What is settled once the recording has ended, by start."""
         return self._settle(math.inf)
 
-    def _settle(self, next_s: float) -> list[Detection]:
+    def _settle(self, now_s: float) -> list[Detection]:
         settled: list[Detection] = []
         open_: list[Detection] = []
         for each in sorted(self._waiting, key=lambda found: -found.confidence):
             if _any_overlaps(each, self._kept):
                 continue
-            if each.end_s <= next_s and not _any_overlaps(each, open_):
+            if each.end_s <= now_s and not _any_overlaps(each, open_):
                 self._kept.append(each)
                 settled.append(each)
             else:

@@ -125,6 +125,13 @@ class ListenOptions(EnsembleOptions):
     channels: int = flag(1, "of raw sound on standard input", (1, 64))
     encoding: str = flag("s16", "of raw sound on standard input, little-endian", choices=("s16", "s32", "f32"))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.onnx and self.run:
+            raise InputError("--onnx FILE and --run FOLDER are two answers to one question; use one")
+        if self.microphone and self.source:
+            raise InputError("--microphone is not listened to where - reads standard input; leave one out")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledOptions(EnsembleOptions):
@@ -150,6 +157,8 @@ class LabelledOptions(EnsembleOptions):
         for name in ("robustness", "negatives"):
             if getattr(self, name) and self.split == "oof" and not self.source:
                 raise InputError(f"--{name} judges recordings; name them with --split test or --input FOLDER")
+        if self.negatives and self.ensemble == "hard":
+            raise InputError("--negatives: shares of votes have no thresholds; leave out --ensemble hard")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

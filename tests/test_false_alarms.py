@@ -83,6 +83,10 @@ def test_false_alarms_are_what_predict_finds(project: Path, negatives: Path, unh
             assert not said or misses == pytest.approx(1 - len(right) / len(said), abs=1 / len(said) + 1e-6)
     assert measured["all"]["clips"] == 60
     assert measured["all"]["at"]["threshold"] is None
+    (negatives.parent / "twice.txt").write_text("\n".join(2 * sorted(map(str, negatives.iterdir()))))
+    assert evaluate([*MEMBERS, *flags[:2], "--negatives", str(negatives.parent / "twice.txt"), *flags[4:]]) == 0
+    again = json.loads(Path("f.json").read_text())["false_alarms"]
+    assert again == {**measured, "source": again["source"]}
 
 
 def test_two_ranks_count_the_same(project: Path, negatives: Path, unheard: Path) -> None:
@@ -150,6 +154,11 @@ def test_what_cannot_tell_is_refused(
     assert "belong together" in refused(calibrate, "--false-alarms-per-hour", "1")
     assert "--negatives judges recordings" in refused(evaluate, "--negatives", str(negatives))
     assert "no such folder" in refused(evaluate, "--split", "test", "--negatives", "nowhere")
+    (negatives.parent / "parts.csv").write_text(f"file,start_s,end_s\n{negatives}/0.flac,0,10\n")
+    assert "names parts of recordings" in refused(
+        evaluate, *both[:2], "--negatives", str(negatives.parent / "parts.csv")
+    )
+    assert "leave out --ensemble hard" in refused(evaluate, *both, "--ensemble", "hard")
     (trained,) = sorted(Path("data/audio/yes").glob("a0000001_nohash_0.wav"))
     shutil.copy(trained, negatives / "copy.wav")
     assert "was trained on 1 of its 3 recordings, such as copy.wav" in refused(evaluate, "--split", "test", *both[2:])

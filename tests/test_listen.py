@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from infer.judge import Judge
 from infer.listen.__main__ import main
 from infer.predict.__main__ import main as predict
 from tests.conftest import RATE, ROOT, synthesise
@@ -53,7 +55,7 @@ def heard(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         with open(reading, "rb") as pipe:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
             capsys.readouterr()
-            status = main([*FLAGS, "-", "--json", *flags])
+            status = main([*(() if "--onnx" in flags else FLAGS), "-", "--json", *flags])
             pipe.read()
         writer.join()
         captured = capsys.readouterr()
@@ -72,6 +74,15 @@ def from_file(sound: bytes, *flags: str) -> list[dict]:
             for row in csv.DictReader(file)
         ]
     return rows
+
+
+class Overflowing(Judge):
+    """Whose networks give no number."""
+
+    def __init__(self, members, *rest) -> None:
+        for member in members:
+            member.model.forward = lambda x: torch.full((len(x), 4), torch.inf)
+        super().__init__(members, *rest)
 
 
 def wav(samples: np.ndarray, rate: int = RATE, subtype: str = "PCM_16", kind: str = "WAV") -> bytes:
@@ -103,6 +114,9 @@ def test_a_wav_file_on_standard_input_gives_the_detections_of_predict(heard, sou
     at = sound.index(b"data") + 4
     endless = sound[:4] + b"\xff\xff\xff\xff" + sound[8:at] + b"\xff\xff\xff\xff" + sound[at + 4 :]
     assert sorted(heard(endless)[1], key=lambda row: row["start_s"]) == expected
+    notes = b"LIST" + (70000).to_bytes(4, "little") + bytes(70000)
+    unsized = b"RF64" + sound[4:12] + notes + sound[12:at] + bytes(4) + sound[at + 4 :]
+    assert sorted(heard(unsized)[1], key=lambda row: row["start_s"]) == expected
 
 
 def test_recorded_speech_gives_the_detections_of_predict(heard, mini: Path) -> None:
@@ -142,6 +156,10 @@ def test_flags_of_windows_mean_the_same(heard) -> None:
     ("sound", "flags", "said"),
     [
         (b"RIFFxxxxWAVEgarbage and more garbage", (), "a WAV header that is damaged"),
+        (wav(talk(), kind="FLAC"), (), "neither WAV nor raw; decode it"),
+        (b"RIFFxxxxAVI LIST", (), "a WAV header that is damaged"),
+        (b"", ("--onnx", "model.onnx", "--run", RUN), "two answers to one question"),
+        (b"", ("--microphone", "x"), "leave one out"),
         (wav(talk(), subtype="PCM_24"), (), "24 bits, 1 channels, 16000 Hz; expected integers of 16 or 32 bits"),
         (np.full(40000, np.nan, "<f4").tobytes(), ("--encoding", "f32"), "not finite"),
         (b"", ("--hop-seconds", "2"), "--hop-seconds 2; expected more than 0 and at most 1"),
@@ -154,6 +172,12 @@ def test_what_cannot_be_heard_ends_in_one_line(heard, sound: bytes, flags: tuple
     assert (status, found) == (2, [])
     assert said in error
     assert "Traceback" not in error
+
+
+def test_a_window_without_finite_logits_is_no_detection(heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither from a file nor while listening, however low the threshold."""
+    monkeypatch.setattr("infer.listen.members.Judge", Overflowing)
+    assert heard(wav(talk()), "--window-confidence", "0")[:2] == (0, [])
 
 
 def test_a_pipe_without_sound_says_that_nothing_was_heard(heard) -> None:

@@ -107,8 +107,8 @@ def test_detections_are_the_most_confident_of_overlapping_windows(said: list[tup
     for start, (word, score) in enumerate(said):
         scores = np.full(3, 0.01)
         scores[word] = score / 10
-        found += detector.add(scores, start / 4, start / 4 + 1, (start + 1) / 4)
-        assert all(each.end_s <= (start + 1) / 4 for each in found), "settled while a later window may overlap it"
+        found += detector.add(scores, start / 4, start / 4 + 1)
+        assert all(each.end_s <= start / 4 for each in found), "settled while a later window may overlap it"
     stays: list[int] = []
     for index in sorted(range(len(said)), key=lambda index: -said[index][1]):
         rivals = [other for other in stays if said[other][0] == said[index][0] and abs(other - index) < 4]
@@ -118,11 +118,28 @@ def test_detections_are_the_most_confident_of_overlapping_windows(said: list[tup
     assert sorted(found + detector.end()) == expected
 
 
+@pytest.mark.parametrize("least", [0.0, 0.5, 0.6, 0.9])
+def test_a_higher_threshold_only_leaves_out(least: float) -> None:
+    """What is found at a threshold is what is found at none and is as sure, also with a last window between two."""
+    said = [(0, "yes", 0.55), (0.25, "no", 0.6), (0.5, "no", 0.6), (0.75, "no", 0.6), (0.9, "yes", 0.99)]
+
+    def found(threshold: float) -> list[tuple[str, float]]:
+        detector, settled = Detector(["no", "yes"], np.full(2, threshold)), []
+        for start, word, score in said:
+            scores = np.full(2, 0.01)
+            scores[["no", "yes"].index(word)] = score
+            settled += detector.add(scores, start, start + 1)
+        return [(each.label, each.confidence) for each in settled + detector.end()]
+
+    assert sorted(found(least)) == sorted(each for each in found(0) if each[1] >= least)
+    assert ("yes", 0.99) in found(0)
+
+
 def test_an_eager_detection_is_given_at_once_and_suppresses_what_overlaps_it() -> None:
     """The first window that is sure enough, then none of its label for a clip's length."""
     detector = Detector(["yes", "no"], np.array([0.5, 0.5]), eager=True)
     given = [
-        [(each.start_s, each.confidence) for each in detector.add(np.array([p, 0.4]), at / 4, at / 4 + 1, (at + 1) / 4)]
+        [(each.start_s, each.confidence) for each in detector.add(np.array([p, 0.4]), at / 4, at / 4 + 1)]
         for at, p in enumerate([0.3, 0.6, 0.9, 0.8, 0.7, 0.7])
     ]
     assert given == [[], [(0.25, 0.6)], [], [], [], [(1.25, 0.7)]]
@@ -133,7 +150,7 @@ def test_a_long_rise_in_confidence_takes_no_long_time_to_settle() -> None:
     """Of 3,000 windows, each surer than the one before, every fourth stays, counted from the last."""
     detector, found = Detector(["yes"], np.zeros(1)), []
     for at in range(3000):
-        found += detector.add(np.array([0.1 + at / 4000]), at / 4, at / 4 + 1, (at + 1) / 4)
+        found += detector.add(np.array([0.1 + at / 4000]), at / 4, at / 4 + 1)
     assert not found
     assert [each.start_s for each in detector.end()] == [at / 4 for at in range(3, 3000, 4)]
 

@@ -117,6 +117,10 @@ def _say_thresholds(content: dict[str, Any], probs: np.ndarray, targets: np.ndar
         f"{content['negative_hours']:.2f} hours: {min(thresholds.values()):g} to {max(thresholds.values()):g}; highest "
         + ", ".join(f"{label} {thresholds[label]:g}" for label in highest)
     )
+    if never := [label for label in thresholds if thresholds[label] > 1]:
+        say(
+            f"never believed, for too many of their false alarms have a confidence of 1: {', '.join(never)}", error=True
+        )
     say(f"with them {missed:.1%} of the clips that calibrate are missed or judged wrongly")
 
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from cache.cli import InputError
+from cache.clip_id import file_of
 from infer.corpus import check_not_trained_on
 from infer.detections import hop_samples
 from infer.ensemble import Ensemble
@@ -74,11 +76,17 @@ def find_false_alarms(
         if detection.label in found:
             found[detection.label].append(detection.confidence)
     hours = sum(seconds for files in judged for seconds in files.seconds) / 3600
+    if not hours:
+        raise InputError(f"{folder}: recordings without any sound; name others")
     return FalseAlarms(folder, hours, {label: np.sort(each)[::-1] for label, each in found.items()})
 
 
 def _recordings(folder: str, members: list[Member]) -> Recordings:
     recordings = list_recordings(folder)
+    if any(file_of(path) != path for path in recordings.paths):
+        raise InputError(f"{folder}: names parts of recordings; name whole ones, such as their folder")
+    first = {os.path.realpath(path): at for at, path in reversed(list(enumerate(recordings.paths)))}
+    recordings = recordings.select(sorted(first.values()))  # named twice they would count twice
     check_not_trained_on(recordings, members, folder)
     return recordings
 

@@ -102,8 +102,8 @@ class _Listener:
         started = time.perf_counter()
         scores = self._model(clip[None])[0]
         self._judging_s += time.perf_counter() - started
-        times = (at / self._model.sample_rate for at in (first, end, first + self._hop))
-        self._print(self._detector.add(scores, *times))
+        rate = self._model.sample_rate
+        self._print(self._detector.add(scores, first / rate, end / rate))
 
     def _print(self, found: list[Detection]) -> None:
         for detection in found:

@@ -31,9 +31,11 @@ class EnsembleModel:
         self._judge, self._ensemble = judge, ensemble
 
     def __call__(self, clips: np.ndarray) -> np.ndarray:
-        """Probabilities [shape=(n, classes)] of clips [shape=(n, samples), dtype=float32]; zero for an error."""
+        """Probabilities [shape=(n, classes)] of clips [shape=(n, samples), dtype=float32]; NaN for an error."""
         (judged,) = self._judge.judge([list(clips)])
-        return self._ensemble(judged.probs)
+        probs = self._ensemble(judged.probs)
+        probs[[bool(error) for error in judged.errors]] = np.nan
+        return probs
 
 
 @contextlib.contextmanager

@@ -15,8 +15,10 @@ from pipeline.decode import MAX_CHANNELS, RATES
 
 ENCODINGS = {"s16": "<i2", "s32": "<i4", "f32": "<f4"}
 _WAV_CODES = {(1, 16): "s16", (1, 32): "s32", (3, 32): "f32"}  # format tag and bits
-_UNKNOWN_SIZE = 0x7FFF0000  # bytes; programs that write to a pipe state so many, or more
+_UNKNOWN_SIZE = 0x7FFF0000  # bytes; programs that write to a pipe state so many or more, or none
+_OTHERS = (b"fLaC", b"OggS", b"FORM", b"RIFX", b"caff", b".snd", b"ID3")  # how files begin that are neither
 _READ = 1 << 16  # bytes at most
+_MOST_HEADER = 1 << 24  # bytes of one part of a WAV header
 _SILENT_SECONDS = 3.0  # without a single block; after twice as many a microphone counts as gone
 _MOST_BLOCKS = 1000  # that wait to be judged, some ten seconds
 
@@ -47,7 +49,9 @@ def standard_input(stream: BinaryIO, options: ListenOptions) -> Sound:
     InputError : a WAV header that is damaged, or of an encoding that is not listed
     """
     begin = stream.read(4)
-    if begin == b"RIFF":
+    if begin.startswith(_OTHERS):
+        raise InputError("standard input: neither WAV nor raw; decode it, such as with ffmpeg -i FILE -f wav -")
+    if begin in (b"RIFF", b"RF64"):
         encoding, channels, rate, size = _read_wav_header(stream)
         begin = b""
     else:
@@ -58,18 +62,18 @@ def standard_input(stream: BinaryIO, options: ListenOptions) -> Sound:
 
 def _read_wav_header(stream: BinaryIO) -> tuple[str, int, int, int | None]:
     """Encoding, channels, rate and bytes of sound (None: unknown) of a WAV file whose first four bytes are read."""
-    stream.read(8)
     code, bits, channels, rate = 0, 0, 0, 0
-    while len(chunk := stream.read(8)) == 8:
+    is_wave = stream.read(8)[4:] == b"WAVE"
+    while is_wave and len(chunk := stream.read(8)) == 8:
         name, size = struct.unpack("<4sI", chunk)
         if name == b"data":
             if (code, bits) in _WAV_CODES and 0 < channels <= MAX_CHANNELS and RATES[0] <= rate <= RATES[1]:
-                return _WAV_CODES[code, bits], channels, rate, None if size >= _UNKNOWN_SIZE else size
+                return _WAV_CODES[code, bits], channels, rate, size if 0 < size < _UNKNOWN_SIZE else None
             raise InputError(
                 f"standard input: WAV of format {code}, {bits} bits, {channels} channels, {rate} Hz; expected integers "
                 "of 16 or 32 bits, or 32-bit float"
             )
-        if size >= _READ:
+        if size > _MOST_HEADER:
             break
         content = stream.read(size + size % 2)
         if name == b"fmt " and len(content) >= 16:

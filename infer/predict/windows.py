@@ -82,8 +82,7 @@ def judge_windows(
             if whole:
                 probs[file] = scores
             if end and not error:
-                times = (at / config.sample_rate for at in (first, end, first + hop))
-                found[file] += detectors[file].add(scores, *times)
+                found[file] += detectors[file].add(scores, first / config.sample_rate, end / config.sample_rate)
     for file, error in enumerate(errors):
         found[file] = [] if error else sorted(found[file] + detectors[file].end())
         lengths[file] = 0.0 if error else lengths[file]
