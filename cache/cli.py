@@ -118,6 +118,11 @@ def describe_error(error: InputError | OSError) -> str:
     return printable(message + _REMEDIES.get(getattr(error, "errno", None) or 0, ""))
 
 
+def is_reader_gone(error: Exception) -> bool:
+    """Whether nobody reads what is printed any more; a pipe that has a file name is another one."""
+    return isinstance(error, BrokenPipeError) and not error.filename
+
+
 def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
     """Run a command; an expected error becomes one line on stderr and exit status 2.
 
@@ -134,7 +139,7 @@ def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
         sys.stdout.flush()
         return status
     except (InputError, OSError) as error:
-        closed = isinstance(error, BrokenPipeError) and not error.filename
+        closed = is_reader_gone(error)
         if not closed:
             print(f"{prefix}: {describe_error(error)}", file=sys.stderr)
         try:

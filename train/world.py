@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cache.cli import EXIT_ERROR, InputError, describe_error
+from cache.cli import EXIT_ERROR, InputError, describe_error, is_reader_gone
 from cache.memory import keep_freed_memory
 
 # what torch raises as a plain RuntimeError where memory runs out
@@ -117,8 +117,8 @@ def run_in_world(
         with _process_group(world, device, timeout):
             return body(world)
     except (InputError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and not error.filename:
-            raise  # nobody reads what is printed: cache.cli.run_main knows what to do
+        if is_reader_gone(error):
+            raise  # cache.cli.run_main knows what to do
         return _show(world, describe_error(error))
     except Exception as error:
         if is_out_of_memory(error):

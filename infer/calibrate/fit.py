@@ -59,7 +59,8 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     if ensemble.thresholds and not options.negatives and world.is_main:
         say("its thresholds were of another temperature and are dropped; add --negatives to keep some", error=True)
     ensemble.temperature, ensemble.thresholds = temperature, {}
-    before, after = _certainty(mean, judged.targets), _certainty(ensemble(judged.probs), judged.targets)
+    calibrated = ensemble(judged.probs)
+    before, after = _certainty(mean, judged.targets), _certainty(calibrated, judged.targets)
     content = {
         "temperature": temperature,
         "clips": len(mean),
@@ -80,7 +81,7 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
             f"calibration error {before['ece']:.4f} -> {after['ece']:.4f}"
         )
         if options.negatives:
-            _say_thresholds(content, ensemble(judged.probs), judged.targets, members[0].classes)
+            _say_thresholds(content, calibrated, judged.targets, members[0].classes)
         say(str(ensemble.path))
     return EXIT_INCOMPLETE if judged.unreadable else EXIT_OK
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,20 +10,15 @@ import numpy as np
 from cache.cli import InputError
 from cache.clip_id import file_of
 from infer.corpus import check_not_trained_on
-from infer.detections import hop_samples
 from infer.ensemble import Ensemble
-from infer.judge import Judge
 from infer.labelled import JudgedClips
-from infer.members import Member, shared_clip
+from infer.members import Member
 from infer.options import WINDOW_THRESHOLD, EnsembleOptions
-from infer.predict.windows import JudgedFiles, judge_windows
+from infer.predict.windows import judge_in_windows
 from infer.recordings import Recordings, list_recordings
-from infer.shares import judge_in_shares
-from infer.views import first_views
 from pipeline.wake_words import SILENCE, UNKNOWN
 from train.world import World
 
-_FILES = 8  # in a group: each may last for hours
 _THRESHOLDS = [0.5, *(round(1 - 10 ** (-step / 10), 6) for step in range(4, 41))]  # to 0.9999
 _STEP = 1e-6  # between two confidences, see `infer.detections`
 
@@ -58,15 +52,9 @@ def find_false_alarms(
     ------
     InputError : nothing there, a recording that cannot be read, or one that a member was trained on
     """
-    clip, classes = shared_clip(members), members[0].classes
+    classes = members[0].classes
     recordings = world.decide(functools.partial(_recordings, folder, members))
-    hop = hop_samples(clip.sample_rate, clip.samples, None)
-
-    def judge_groups(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
-        everything = np.zeros(len(classes))
-        return (judge_windows(judge, ensemble, files, hop, everything, options.batch_size) for files in groups)
-
-    judged = judge_in_shares(members, recordings.paths, _FILES, first_views(options.tta), world, judge_groups)
+    judged = judge_in_windows(members, ensemble, recordings.paths, None, np.zeros(len(classes)), options, world)
     errors = [error for files in judged for error in files.errors]
     for name, error in zip(recordings.names, errors, strict=True):
         if error:

@@ -12,20 +12,19 @@ from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
 from cache.clip_id import file_of
 from cache.tables import csv_table
 from infer.corpus import cached_test_split
-from infer.detections import hop_samples, thresholds_of
+from infer.detections import thresholds_of
 from infer.ensemble import Ensemble
 from infer.judge import Judge
-from infer.members import Member, load_alike, shared_clip
+from infer.members import Member, load_alike
 from infer.options import WINDOW_THRESHOLD, PredictOptions
 from infer.outputs import output_path
-from infer.predict.windows import HEADER, JudgedFiles, detection_rows, judge_windows
+from infer.predict.windows import HEADER, JudgedFiles, detection_rows, judge_in_windows
 from infer.recordings import Recordings, list_recordings
 from infer.shares import judge_in_shares
 from infer.views import first_views
 from train.world import World
 
 UNKNOWN = "unknown"  # label of what is judged with less than --min-confidence
-_LONG_FILES = 8  # in a group of files that may each last for hours
 
 
 def predict(options: PredictOptions, world: World) -> int:
@@ -37,18 +36,16 @@ def predict(options: PredictOptions, world: World) -> int:
     )
     classes = members[0].classes
     check_outputs(options, classes)
-    group, hop = options.batch_size, 0
-    if options.windows:
-        clip = shared_clip(members)
-        group, hop = _LONG_FILES, hop_samples(clip.sample_rate, clip.samples, options.hop_seconds)
-    least = thresholds_of(classes, options.window_confidence, ensemble.thresholds, WINDOW_THRESHOLD)
 
-    def judge_groups(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
-        if options.windows:
-            return (judge_windows(judge, ensemble, files, hop, least, options.batch_size) for files in groups)
+    def judge_clips(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
         return (JudgedFiles(ensemble(said.probs), said.errors, [], []) for said in judge.judge(groups))
 
-    judged = judge_in_shares(members, recordings.paths, group, first_views(options.tta), world, judge_groups)
+    if options.windows:
+        least = thresholds_of(classes, options.window_confidence, ensemble.thresholds, WINDOW_THRESHOLD)
+        judged = judge_in_windows(members, ensemble, recordings.paths, options.hop_seconds, least, options, world)
+    else:
+        views = first_views(options.tta)
+        judged = judge_in_shares(members, recordings.paths, options.batch_size, views, world, judge_clips)
     if not world.is_main:
         return EXIT_OK
     if not ensemble.calibrated:

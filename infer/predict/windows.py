@@ -6,18 +6,23 @@ counts once. A file no longer than a clip is one window.
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from cache.cli import InputError
-from infer.detections import Detection, Detector
+from infer.detections import Detection, Detector, hop_samples
 from infer.ensemble import Ensemble
 from infer.judge import Judge, batched
-from infer.members import shared_clip
+from infer.members import Member, shared_clip
+from infer.options import EnsembleOptions
+from infer.shares import judge_in_shares
+from infer.views import first_views
 from pipeline.decode import reason_of
 from pipeline.stream import LoudestClip, duration_seconds, read_blocks, windows
+from train.world import World
 
+_FILES = 8  # in a group: each may last for hours
 HEADER = ["file", "start_s", "end_s", "label", "confidence"]
 
 
@@ -33,6 +38,34 @@ class JudgedFiles:
     """Of each file, by start."""
     seconds: list[float]
     """Length of each file; 0 where it could not be judged."""
+
+
+def judge_in_windows(
+    members: Sequence[Member],
+    ensemble: Ensemble,
+    paths: Sequence[str],
+    hop_seconds: float | None,
+    thresholds: np.ndarray,
+    options: EnsembleOptions,
+    world: World,
+) -> list[JudgedFiles]:
+    """Judge files of any length, divided over the ranks, by groups of :func:`judge_windows`.
+
+    Parameters
+    ----------
+    hop_seconds : from one window to the next; None: a quarter of a clip
+
+    Raises
+    ------
+    InputError : members of different clip lengths, or a hop that leaves gaps
+    """
+    clip = shared_clip(members)
+    hop = hop_samples(clip.sample_rate, clip.samples, hop_seconds)
+
+    def judge_groups(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
+        return (judge_windows(judge, ensemble, group, hop, thresholds, options.batch_size) for group in groups)
+
+    return judge_in_shares(members, paths, _FILES, first_views(options.tta), world, judge_groups)
 
 
 def judge_windows(
