@@ -157,14 +157,18 @@ def test_recordings_are_judged_as_by_predict(
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_the_microphone_is_heard(here: Path, site: Path, talk: Path, browse: Callable) -> None:
-    """With a recording as its microphone the page logs the words in their order; Stop ends it."""
-    fake = (
-        "use-fake-device-for-media-stream",
-        "use-fake-ui-for-media-stream",
-        f"use-file-for-fake-audio-capture={talk}",
-    )
-    browser, _ = browse(site, *fake)
+FAKE = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
+REPLACED = """
+const open = AudioContext.prototype.createMediaStreamSource;
+AudioContext.prototype.createMediaStreamSource = function (stream) { %s; return open.call(this, stream); };
+"""
+
+
+@pytest.mark.parametrize("replaced", ["", "if (this.sampleRate === 16000) throw new Error('another rate')"])
+def test_the_microphone_is_heard(here: Path, site: Path, talk: Path, browse: Callable, replaced: str) -> None:
+    """With a recording as its microphone the page logs the words in their order, also where it has to resample it."""
+    browser, _ = browse(site, *FAKE, f"use-file-for-fake-audio-capture={talk}")
+    browser.execute_script(REPLACED % replaced)
     browser.find_element("id", "listen").click()
 
     def words_heard() -> bool:
@@ -176,6 +180,16 @@ def test_the_microphone_is_heard(here: Path, site: Path, talk: Path, browse: Cal
     assert browser.execute_script("return document.getElementById('spectrogram').width") > 100
     browser.find_element("id", "listen").click()
     wait(browser, lambda: browser.execute_script(STATUS) == "Stopped.")
+
+
+def test_a_microphone_without_sound(here: Path, site: Path, browse: Callable) -> None:
+    """Where no sound comes, as in Firefox without an audio device, the page does not claim to listen."""
+    browser, _ = browse(site, *FAKE)
+    browser.execute_script(REPLACED % "this.suspend(); this.resume = () => {}")
+    browser.find_element("id", "listen").click()
+    wait(browser, lambda: browser.execute_script(STATUS) == "No sound has come from the microphone yet.")
+    time.sleep(2)
+    assert browser.execute_script(STATUS) == "No sound has come from the microphone yet."
 
 
 def test_what_is_missing_is_said_in_words(here: Path, site: Path, browse: Callable, tmp_path: Path) -> None:
