@@ -22,9 +22,8 @@ from infer.predict.windows import HEADER, JudgedFiles, detection_rows, judge_in_
 from infer.recordings import Recordings, list_recordings
 from infer.shares import judge_in_shares
 from infer.views import first_views
+from pipeline.wake_words import UNKNOWN
 from train.world import World
-
-UNKNOWN = "unknown"  # label of what is judged with less than --min-confidence
 
 
 def predict(options: PredictOptions, world: World) -> int:
@@ -61,7 +60,7 @@ def predict(options: PredictOptions, world: World) -> int:
         below = (
             f"{options.min_confidence:g}" if options.min_confidence else f"their labels' thresholds in {ensemble.path}"
         )
-        say(f"{unknown:,} are unknown: judged with a confidence below {below}")
+        say(f"{unknown:,} became {UNKNOWN}: judged with a confidence below {below}")
     if bad:
         say(f"{bad:,} could not be read: see the column error", error=True)
     return EXIT_INCOMPLETE if bad else EXIT_OK
@@ -71,8 +70,6 @@ def check_outputs(options: PredictOptions, classes: list[str]) -> None:
     """InputError where a table would replace another or what is read, or be ambiguous."""
     if options.probabilities and "file" in classes:
         raise InputError("--probabilities: its first column is called file, and so is a label; leave it out")
-    if options.min_confidence and UNKNOWN in classes:
-        raise InputError(f"--min-confidence writes the label {UNKNOWN}, which is a class here already; leave it out")
     tables = [output_path(path, options) for path in (options.output, options.probabilities, options.windows) if path]
     if len({os.path.realpath(path) for path in tables}) < len(tables):
         raise InputError("--output, --probabilities and --windows name the same file; name several")
