@@ -130,6 +130,10 @@ class WaveformEnsemble(nn.Module):
 
         NaN where predict would have an error: of samples or logits that are not finite, or samples beyond all levels.
         """
+        return self.with_features(waveform)[0]
+
+    def with_features(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :func:`forward`; and the first member's log-mels (batch, n_mels, n_frames) of the clips as they are."""
         sound = (waveform.abs() <= MAX_LEVEL).all(dim=1)  # not of NaN
         clips = torch.cat([view(waveform, self.noise) for view in self.views])  # (views * batch, samples)
         features = [log_mel(clips) for log_mel in self.log_mels]
@@ -142,4 +146,5 @@ class WaveformEnsemble(nn.Module):
             mean = powers / powers.sum(dim=1, keepdim=True)
         finite = (torch.stack(logits).abs() < torch.inf).all(dim=0).all(dim=1)  # (views * batch)
         sound = sound & finite.reshape(len(self.views), -1).all(dim=0)
-        return torch.where(sound[:, None], mean, torch.nan)
+        shown = features[0][: waveform.shape[0], 0]  # the first view is the clip itself
+        return torch.where(sound[:, None], mean, torch.nan), shown

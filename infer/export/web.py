@@ -38,7 +38,7 @@ class _WithFeatures(torch.nn.Module):
 
     def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities (batch, classes) and log-mels (batch, n_mels, n_frames) of clips (batch, samples)."""
-        return self.ensemble(waveform), self.ensemble.log_mels[0](waveform)[:, 0]
+        return self.ensemble.with_features(waveform)
 
 
 def write(module: WaveformEnsemble, samples: int, metadata: dict[str, str], folder: Path) -> None:
