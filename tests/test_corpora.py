@@ -150,7 +150,7 @@ def test_parts_of_a_table(here: Path, capsys) -> None:
     use(capsys, "bird/parts.csv", "bird/train_audio", 32)
     table = ["--input", "bird/parts.csv", "--audio-dir", "bird/train_audio"]
     assert predict(["--folds", "0", *table, "--windows", "found.csv"]) == 2
-    assert "--windows judges whole recordings; bird/parts.csv names parts of some" in capsys.readouterr().err
+    assert ": a part of a recording; windows are of whole ones" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not FSDD.exists(), reason="the Free Spoken Digit Dataset is not there")

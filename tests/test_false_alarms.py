@@ -155,7 +155,7 @@ def test_what_cannot_tell_is_refused(
     assert "--negatives judges recordings" in refused(evaluate, "--negatives", str(negatives))
     assert "no such folder" in refused(evaluate, "--split", "test", "--negatives", "nowhere")
     (negatives.parent / "parts.csv").write_text(f"file,start_s,end_s\n{negatives}/0.flac,0,10\n")
-    assert "names parts of recordings" in refused(
+    assert "a part of a recording; windows are of whole ones" in refused(
         evaluate, *both[:2], "--negatives", str(negatives.parent / "parts.csv")
     )
     assert "leave out --ensemble hard" in refused(evaluate, *both, "--ensemble", "hard")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from cache.cli import InputError
-from cache.clip_id import file_of
 from infer.corpus import check_not_trained_on
 from infer.ensemble import Ensemble
 from infer.labelled import JudgedClips
@@ -71,8 +70,6 @@ def find_false_alarms(
 
 def _recordings(folder: str, members: list[Member]) -> Recordings:
     recordings = list_recordings(folder)
-    if any(file_of(path) != path for path in recordings.paths):
-        raise InputError(f"{folder}: names parts of recordings; name whole ones, such as their folder")
     first = {os.path.realpath(path): at for at, path in reversed(list(enumerate(recordings.paths)))}
     recordings = recordings.select(sorted(first.values()))  # named twice they would count twice
     check_not_trained_on(recordings, members, folder)

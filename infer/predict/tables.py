@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
-from cache.clip_id import file_of
 from cache.tables import csv_table
 from infer.corpus import cached_test_split
 from infer.detections import thresholds_of
@@ -80,8 +79,6 @@ def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
         say("data/test does not exist: judging the cache's test split")
         return cached_test_split(members, options)
     recordings = list_recordings(options.input, options.audio_dir, options.columns)
-    if options.windows and any(file_of(path) != path for path in recordings.paths):
-        raise InputError(f"--windows judges whole recordings; {options.input} names parts of some")
     if recordings.note:
         say(recordings.note)
     return recordings

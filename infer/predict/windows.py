@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from cache.cli import InputError
+from cache.clip_id import file_of
 from infer.detections import Detection, Detector, hop_samples
 from infer.ensemble import Ensemble
 from infer.judge import Judge, batched
@@ -57,8 +58,10 @@ def judge_in_windows(
 
     Raises
     ------
-    InputError : members of different clip lengths, or a hop that leaves gaps
+    InputError : parts of files, members of different clip lengths, or a hop that leaves gaps
     """
+    if part := next((path for path in paths if file_of(path) != path), None):
+        raise InputError(f"{part}: a part of a recording; windows are of whole ones, so name the file, or its folder")
     clip = shared_clip(members)
     hop = hop_samples(clip.sample_rate, clip.samples, hop_seconds)
 
