@@ -22,15 +22,22 @@ _PART = 65536  # clips
 
 
 class Rows:
-    """Collects clips; a part at a time, because Python's objects take several times the memory of arrays."""
+    """Collects clips; a part at a time, because Python's objects take several times the memory of arrays.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    grouped : whether all clips of a speaker must be of one split and one fold
+    """
+
+    def __init__(self, *, grouped: bool) -> None:
         self._parts: list[np.ndarray] = []
         self._rows: list[tuple] = []
         self._folds: dict[str, int] = {}
+        self._grouped = grouped
+        self._sides: dict[str, tuple] = {}  # of each speaker: split, fold, the first place that says so
 
     def add(
-        self, file: tuple, part: Part | None, label: str, speaker: str, split: str = "", fold: str | None = None
+        self, file: tuple, part: Part | None, label: str, speaker: str, split: str, fold: str | None, place: object
     ) -> None:
         """Add a clip.
 
@@ -38,18 +45,25 @@ class Rows:
         ----------
         file : clip_id, size, mtime_ns
         fold : its name; None where the corpus names no folds
+        place : where all this is said, such as ``line 2``
 
         Raises
         ------
-        ValueError : names the fault, where `split` or `fold` is none
+        ValueError : "split" or "fold", and what is wrong with it
         """
         number, side = NO_FOLD, SPLITS.get(split.lower())
         if side is None:
-            raise ValueError(f"the split {split!r}; expected train, validation or test")
+            raise ValueError("split", f"{split!r}; expected train, validation or test")
         if fold is not None and side != TEST:
             if not fold:
-                raise ValueError("no fold")
+                raise ValueError("fold", "empty")
             number = self._folds.setdefault(fold, len(self._folds))
+        if speaker and self._grouped:
+            first = self._sides.setdefault(speaker, (side, number, place))
+            if first[:2] != (side, number):
+                column, said = ("fold", fold) if first[0] == side else ("split", split)
+                another = f"another for the speaker {speaker} in {first[2]}"
+                raise ValueError(column, f"{said!r}, but {another}; correct it, or use --group-by none")
         name, size, mtime_ns = file
         name += str(part).encode() if part else b""
         self._rows.append((name, size, mtime_ns, label.encode(), speaker.encode(), side, number))

@@ -145,12 +145,10 @@ class _Taken:
     """
 
     def __init__(self, audio_dir: Path, options: BuildOptions) -> None:
-        self.rows = Rows()
+        self.rows = Rows(grouped=options.group_by != "none")
         self.lines = array.array("q")
         """Of each clip."""
-        self._audio_dir, self._grouped = audio_dir, options.group_by != "none"
-        self._pattern = compile_pattern(options.pattern)
-        self._sides: dict[str, tuple] = {}
+        self._audio_dir, self._pattern = audio_dir, compile_pattern(options.pattern)
         self._seconds: dict[str, float] = {}
 
     def add(self, table: Table, row: Row, file: tuple) -> None:
@@ -168,12 +166,10 @@ class _Taken:
             group = found.groupdict().get("speaker") or ""
         if not group and row.part:
             group = name
-        if group and self._grouped:
-            self._check_side(table, row, group)
         try:
-            self.rows.add(file, row.part, row.label, group, row.split, row.fold)
+            self.rows.add(file, row.part, row.label, group, row.split, row.fold, f"line {row.line}")
         except ValueError as error:
-            raise table.fault(row.line, "fold" if "fold" in str(error) else "split", str(error)) from None
+            raise table.fault(row.line, *error.args) from None
         self.lines.append(row.line)
 
     def _check_part(self, table: Table, row: Row, name: str) -> None:
@@ -183,12 +179,3 @@ class _Taken:
         seconds, last = self._seconds[name], row.part.end_s or row.part.start_s
         if seconds and last > seconds + _SLACK_S:
             raise table.fault(row.line, "end" if row.part.end_s else "start", f"{last:g} s; {name} has {seconds:g}")
-
-    def _check_side(self, table: Table, row: Row, group: str) -> None:
-        """Groups of given folds and splits stand on one side."""
-        now = (row.fold, row.split.lower())
-        other, line = self._sides.setdefault(group, (now, row.line))
-        for meaning, here, there in zip(("fold", "split"), now, other, strict=True):
-            if here != there:
-                what = f"{here} for the group {group}, {there} in line {line}; correct it, or --group-by none"
-                raise table.fault(row.line, meaning, what)

@@ -48,8 +48,7 @@ def match_names(
     -------
     (clips, as of `Corpus`; names of their folds; notes)
     """
-    compiled, rows, unmatched = compile_pattern(pattern), Rows(), []
-    sides: dict[str, tuple] = {}
+    compiled, rows, unmatched = compile_pattern(pattern), Rows(grouped=grouped), []
     deep = 0
     for file in listing.tolist():
         name = file[0].decode()
@@ -63,16 +62,10 @@ def match_names(
         speaker, split = said.get("speaker") or "", said.get("split") or ""
         fold = (said["fold"] or "") if "fold" in said else None
         try:
-            rows.add(file, None, label, speaker, split, fold)
+            rows.add(file, None, label, speaker, split, fold, name)
         except ValueError as error:
-            raise InputError(f"{audio_dir}/{name}: {error} by --pattern {pattern}") from None
-        if speaker and grouped:
-            side, other = sides.setdefault(speaker, ((split, fold), name))
-            if side != (split, fold):
-                raise InputError(
-                    f"{audio_dir}: the speaker {speaker} is on two sides, in {other} and {name}; correct --pattern, or "
-                    "use --group-by none"
-                )
+            meaning, what = error.args
+            raise InputError(f"{audio_dir}/{name}: the {meaning} by --pattern {pattern}: {what}") from None
     if len(unmatched) == len(listing):
         raise InputError(
             f"{audio_dir}: none of {len(listing):,} recordings fits "

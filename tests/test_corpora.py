@@ -188,14 +188,14 @@ def four(here: Path) -> Path:
     [
         (TABLE.replace("d.wav,y", "e.wav,y"), "line 5, column filename: no file 'e.wav' below data/audio;"),
         (TABLE.replace("d.wav,y", "d.wav,"), "line 5, column label: empty"),
-        (TABLE.replace("s2,2\nd", "s2,\nd"), "line 4, column fold: no fold"),
-        (TABLE.replace("y,s2,2", "y,s2,1"), "line 5, column fold: 1 for the group s2, 2 in line 4"),
+        (TABLE.replace("s2,2\nd", "s2,\nd"), "line 4, column fold: empty"),
+        (TABLE.replace("y,s2,2", "y,s2,1"), "line 5, column fold: '1', but another for the speaker s2 in line 4"),
         (TABLE.replace("d.wav", "a.wav"), "line 5, column filename: a.wav stands in line 2 already"),
         (TABLE.replace("filename", "sound"), "line 1: no column of files; expected one of file, path,"),
         (TABLE.replace("label", "kind"), "line 1: no column of labels; expected one of label, category,"),
         (TABLE.replace("c.wav,x", "c.wav,x,z"), "line 4: 5 cells; the header has 4"),
         (TABLE.replace("c.wav,x", '"c.wav,x'), "is a quote not closed?"),
-        (TABLE.replace("fold", "split"), "line 2, column split: the split '1'; expected train, validation or test"),
+        (TABLE.replace("fold", "split"), "line 2, column split: '1'; expected train, validation or test"),
         (
             TABLE.replace("x", "\xe4").encode("latin-1"),
             "not text in UTF-8 (invalid continuation byte at byte 34, line 2); save it as UTF-8",
@@ -259,7 +259,15 @@ def test_splits_of_a_table(four: Path, capsys) -> None:
     write_table(Path("t.csv"), "file,label,split,speaker", [(*row, "s") for row in rows])
     capsys.readouterr()
     assert build(["--manifest", "t.csv", *SMALL]) == 2
-    assert "line 3, column split: train for the group s, test in line 2" in capsys.readouterr().err
+    assert "line 3, column split: 'train', but another for the speaker s in line 2" in capsys.readouterr().err
+
+
+def test_a_side_is_what_it_means(four: Path) -> None:
+    """Two words for one split are one side, and clips for testing have no fold, whatever is said of it."""
+    rows = [("a.wav", "x", "train", 1), ("b.wav", "y", "Training", 1), ("c.wav", "x", "test", 1), ("d", "y", "TEST", 2)]
+    write_table(Path("t.csv"), "file,label,split,fold,speaker", [(*row, row[2][:2].lower()) for row in rows])
+    assert build(["--manifest", "t.csv", *SMALL]) == 0
+    assert built().clips["fold"].tolist() == [0, 0, NO_FOLD, NO_FOLD]
 
 
 def test_missing_files_can_be_left_out(four: Path, capsys) -> None:
@@ -276,9 +284,9 @@ def test_missing_files_can_be_left_out(four: Path, capsys) -> None:
         ("x", "no named group; expected some of (?P<label>…)"),
         ("(?P<word>.)", "the group word; expected some of"),
         ("(?P<label>zz)", "none of 4 recordings fits --pattern (?P<label>zz), such as a.wav"),
-        (r"(?P<label>\w)\.wav(?P<split>.)?|(?P<fold>q)", "no fold by --pattern"),
+        (r"(?P<label>\w)\.wav(?P<split>.)?|(?P<fold>q)", "the fold by --pattern"),
         (r"(?P<speaker>)(?P<fold>\w)\.(?P<label>wav)", "one label only (wav)"),
-        (r"(?P<fold>\w)\.(?P<speaker>wa)(?P<label>v)", "the speaker wa is on two sides, in a.wav and b.wav; correct"),
+        (r"(?P<fold>\w)\.(?P<speaker>wa)(?P<label>v)", "'b', but another for the speaker wa in a.wav; correct"),
     ],
 )
 def test_faults_of_patterns_are_named(four: Path, capsys, pattern: str, expected: str) -> None:
