@@ -76,7 +76,7 @@ def finish(
     keep = set(alive) | set(known["shard"][bad].tolist())
     for number in shard_numbers(folder) - keep:
         remove_shard(folder, number)
-    return [*_describe_cancelled(found), *list_copies(folder / COPIES, listing, contents)]
+    return [*_describe_cancelled(found), *list_copies(folder / COPIES, listing, contents, clips)]
 
 
 def plan_split(
@@ -129,8 +129,13 @@ def _describe_cancelled(found: np.ndarray) -> list[str]:
     return [f"the channels of {len(names):,} recordings cancel to silence, such as {', '.join(names[:3])}"]
 
 
-def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray) -> list[str]:
-    """Write the recordings whose content another file has, too; says how many there are, and which under two labels."""
+def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np.ndarray) -> list[str]:
+    """Write the recordings whose content another file has, too; says how many there are, and which should not be.
+
+    Parameters
+    ----------
+    clips : of the clip table, like `listing`
+    """
     files = np.array([file_of(name.decode()).encode() for name in listing["clip_id"].tolist()], bytes)
     _, first = np.unique(files, return_index=True)  # parts of a file are no copies
     first = first[contents[first] != b""]
@@ -140,19 +145,26 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray) -> list[s
         path.unlink(missing_ok=True)
         return []
     order = np.argsort(group, kind="stable")
-    rows, two_labels = [], []
+    rows, two_labels, two_sides = [], [], []
     for start, stop in itertools.pairwise([*np.flatnonzero(np.diff(group[order], prepend=-1)), len(order)]):
         same = first[order[start:stop]]
         names, labels = ([text.decode() for text in column[same].tolist()] for column in (files, listing["label"]))
         rows += [(name, label, names[0], labels[0]) for name, label in zip(names[1:], labels[1:], strict=True)]
-        if len(set(labels)) > 1:
-            other = next(at for at, label in enumerate(labels) if label != labels[0])
-            two_labels.append(f"{names[0]} ({labels[0]}) = {names[other]} ({labels[other]})")
+        sides = clips[["split", "fold"]][same].tolist()
+        for several, values in ((two_labels, labels), (two_sides, sides)):
+            if others := [at for at, value in enumerate(values) if value != values[0]]:
+                several.append(f"{names[0]} ({labels[0]}) = {names[others[0]]} ({labels[others[0]]})")
     with csv_table(path, ["file", "label", "same_as", "its_label"]) as table:
         table.writerows(sorted(rows, key=lambda row: (row[2], row[0])))
-    notes = [f"{len(rows):,} recordings are copies of others, with which they share a fold: {path}"]
+    share = "" if two_sides else ", with which they share a fold"
+    notes = [f"{len(rows):,} recordings are copies of others{share}: {path}"]
     if two_labels:
         notes.append(f"{len(two_labels):,} recordings stand under two labels, such as {'; '.join(two_labels[:3])}")
+    if two_sides:
+        notes.append(
+            f"{len(two_sides):,} recordings have copies on another side of the given split, so that its figures are "
+            f"too high: {'; '.join(two_sides[:3])}"
+        )
     return notes
 
 

@@ -344,6 +344,14 @@ def test_copies_and_cancelling_channels_are_named(here: Path, capsys) -> None:
     assert table == ["file,label,same_as,its_label", "no/copy.wav,no,no/0.wav,no", "yes/copy.wav,yes,no/1.wav,no"]
     assert build(["--folds", "3", *SMALL]) == 0
     assert built().clips["fold"].tolist() == cache.clips["fold"].tolist()
+    (audio / "testing_list.txt").write_text("no/copy.wav\nyes/0.wav\n")
+    capsys.readouterr()
+    assert build(["--folds", "3", *SMALL]) == 0
+    output = capsys.readouterr().out
+    assert "share a fold" not in output
+    assert "1 recordings have copies on another side of the given split" in output
+    assert "too high: no/0.wav (no) = no/copy.wav (no)\n" in output
+
 
 
 def test_wake_words(here: Path, capsys) -> None:
