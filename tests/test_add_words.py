@@ -19,7 +19,7 @@ from cache.index import Cache
 from infer.evaluate.__main__ import main as evaluate
 from tests.conftest import RATE, ROOT, only_cache, synthesise
 from tests.test_one_way import state
-from tests.words_run import RUN, WORDS
+from tests.words_run import RUN, TRAINING, WORDS
 from train import new_words
 from train.add_words import main as add_words
 from train.calibration import RANGE
@@ -198,6 +198,22 @@ def test_one_word_of_recorded_speech(mini: Path, new: Path, capsys: pytest.Captu
     assert add_words(["--run", "runs/one", *FLAGS[2:]]) == 0
     for flags in (["--input", "judged"], ["--split", "test"]):
         run = ["--run", "runs/one+happy", "--folds", "0", "--device", "cpu", "--tta", "1", "--json", "figures.json"]
+        assert evaluate([*run, *flags]) == 0
+        assert json.loads(Path("figures.json").read_text())["soft"]["accuracy"] > 0.9
+
+
+def test_words_for_a_model_of_everything(new: Path) -> None:
+    """A fold that holds nothing out is calibrated on the new recordings alone, and takes the words as well."""
+    from train.run import main as train
+
+    assert train([*TRAINING.split(), "--fold", "none", "--name", "whole"]) == 0
+    assert add_words(["--run", "runs/whole", *FLAGS[2:], "--name", "more"]) == 0
+    saved = load_checkpoint(Path("runs/more/foldnone/best.pt"))
+    assert saved["classes"][-2:] == ["left", "stop"]
+    assert RANGE[0] <= saved["temperature"] <= RANGE[1]
+    record(Path("judged"), 6, first=20)
+    for flags in (["--input", "judged"], ["--split", "test"]):
+        run = ["--run", "runs/more", "--folds", "none", "--device", "cpu", "--tta", "1", "--json", "figures.json"]
         assert evaluate([*run, *flags]) == 0
         assert json.loads(Path("figures.json").read_text())["soft"]["accuracy"] > 0.9
 
