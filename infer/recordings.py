@@ -61,22 +61,27 @@ class Recordings:
         return np.array(targets, np.int64)
 
 
-def list_recordings(source: str, audio_dir: str | None = None, columns: str | None = None) -> Recordings:
+def list_recordings(
+    source: str, audio_dir: str | None = None, columns: str | None = None, *, table: bool = False
+) -> Recordings:
     """Recordings of a folder (searched below, sorted), of a table, of a text file with a path per line, or one.
 
     Parameters
     ----------
     source : the folder or file
     audio_dir, columns : of a table (.csv, .tsv): where its files lie, if not beside it, and what its columns mean
+    table : whether it is one, whatever it is called
 
     Raises
     ------
     InputError : nothing there
     """
     path = Path(source)
-    if path.is_dir():
+    if table and path.is_file():
+        recordings = _in_table(path, Path(audio_dir or path.parent), columns)
+    elif path.is_dir() and not table:
         prefix = len(os.path.join(path, ""))
-        names = sorted(e.path[prefix:] for e in walk(str(path)) if is_recording(e.name))
+        names = sorted(e.path[prefix:] for e in walk(str(path), skipped=(".",)) if is_recording(e.name))
         recordings = Recordings([str(path / name) for name in names], names)
     elif path.is_file() and path.name.lower().endswith(EXTENSIONS):
         recordings = Recordings([source], [path.name])
@@ -91,7 +96,7 @@ def list_recordings(source: str, audio_dir: str | None = None, columns: str | No
         there = sum(map(os.path.lexists, paths))
         recordings = Recordings(paths, names, f"{source}: {len(names):,} lines, {there:,} files")
     else:
-        raise InputError(f"{source}: no such folder or file")
+        raise InputError(f"{source}: no such {'table' if table else 'folder or file'}")
     if not recordings.paths:
         raise InputError(f"{source}: no recordings ({', '.join(EXTENSIONS)})")
     return recordings
@@ -101,9 +106,15 @@ def _in_table(path: Path, folder: Path, columns: str | None) -> Recordings:
     """The rows of a table; of one that names splits those for testing."""
     table, files = Table(path, columns), Files(folder)
     rows = list(table.rows(labelled=False))
-    tested = [row for row in rows if SPLITS.get(row.split.lower()) == TEST]
+    for row in rows:
+        if row.split.lower() not in SPLITS:
+            raise table.fault(row.line, "split", f"{row.split!r}; expected train, validation or test")
+    tested = [row for row in rows if SPLITS[row.split.lower()] == TEST]
     rows, which = (tested, " for testing") if tested else (rows, "")
     found = files.find([row.file for row in rows])
+    if -2 in found:
+        row = rows[found.index(-2)]
+        raise table.fault(row.line, "file", files.explain(row.file))
     paths = [
         f"{folder / (files.listing['clip_id'][at].decode() if at >= 0 else row.file)}{row.part or ''}"
         for row, at in zip(rows, found, strict=True)

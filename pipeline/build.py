@@ -17,7 +17,7 @@ from pipeline import scan
 from pipeline.augment import AUGMENTS, background
 from pipeline.corpus import Corpus, read_corpus
 from pipeline.filterbank import default_n_fft, mel_filterbank
-from pipeline.finish import earlier_cache, finish, plan_split
+from pipeline.finish import earlier_cache, finish, naming_rejected, plan_split
 from pipeline.headers import describe_gaps, describe_loss
 from pipeline.options import BuildOptions
 from pipeline.provenance import Provenance, read_provenance
@@ -68,11 +68,13 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
         provenance = read_provenance(folder, config)
         if len(provenance.clips) and not np.isin(listing["clip_id"], provenance.clips["clip_id"]).any():
             raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
-        known = provenance.match(listing)
+        known = provenance.match(listing, audio_dir)
+        listing["stamp"] = np.where(known["sha256"] == b"", listing["stamp"], known["stamp"])
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         usable = new | (known["reason"] == b"")
         earlier = earlier_cache(folder)
-        plan_split(options, listing[usable], known["sha256"][usable], earlier, corpus.folds)
+        with naming_rejected(int((~usable).sum()), folder):
+            plan_split(options, listing[usable], known[usable], earlier, corpus.folds)
         todo = listing[new]
         for note in describe_loss(todo["clip_id"], options, config):
             say(note)

@@ -1,6 +1,6 @@
 """The table of a corpus's clips, while it is put together.
 
-Its columns: clip_id, size (bytes) and mtime_ns of the file, label, speaker (empty where none is known), split, and
+Its columns: clip_id, stamp of the file (see `pipeline.scan`), label, speaker (empty where none is known), split, and
 fold (-1 where none is given).
 """
 
@@ -43,7 +43,7 @@ class Rows:
 
         Parameters
         ----------
-        file : clip_id, size, mtime_ns
+        file : clip_id and stamp
         fold : its name; None where the corpus names no folds
         place : where all this is said, such as ``line 2``
 
@@ -64,9 +64,9 @@ class Rows:
                 column, said = ("fold", fold) if first[0] == side else ("split", split)
                 another = f"another for the speaker {speaker} in {first[2]}"
                 raise ValueError(column, f"{said!r}, but {another}; correct it, or use --group-by none")
-        name, size, mtime_ns = file
+        name, stamp = file
         name += str(part).encode() if part else b""
-        self._rows.append((name, size, mtime_ns, label.encode(), speaker.encode(), side, number))
+        self._rows.append((name, stamp, label.encode(), speaker.encode(), side, number))
         if len(self._rows) == _PART:
             self._parts.append(as_clips(self._rows))
             self._rows.clear()
@@ -82,8 +82,8 @@ class Rows:
 
 def as_clips(rows: list[tuple]) -> np.ndarray:
     """The table from rows of its columns."""
-    name, label, speaker = (max([1, *(len(row[at]) for row in rows)]) for at in (0, 3, 4))
-    columns = [("clip_id", f"S{name}"), ("size", "<i8"), ("mtime_ns", "<i8")]
+    name, label, speaker = (max([1, *(len(row[at]) for row in rows)]) for at in (0, 2, 3))
+    columns = [("clip_id", f"S{name}"), ("stamp", "<i8")]
     return np.array(
         rows, [*columns, ("label", f"S{label}"), ("speaker", f"S{speaker}"), ("split", "u1"), ("fold", "<i2")]
     )

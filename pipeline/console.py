@@ -7,7 +7,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cache.cli import printable
+from cache.cli import InputError, printable
+from cache.find import find_cache
 from cache.index import Cache
 from pipeline.build import Summary, build_cache
 from pipeline.decode import CONVERT, FOREIGN
@@ -72,7 +73,13 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
     more = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
     more += f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
     more += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
-    lines.append(f"next: torchrun --nproc_per_node 1 -m train.run --fold 0{more}")
+    try:
+        find_cache(options.cache_dir, cache.config.n_mels, cache.config.n_frames)
+    except InputError:  # there are several of this size
+        more += f" --cache {cache.folder.name}"
+    training = f"torchrun --nproc_per_node 1 -m train.run --fold 0{more}"
+    words = f"python -m train.add_words --run RUN --audio {shlex.quote(options.audio_dir)}"
+    lines.append(f"next: {words if options.one_label else training}")
     _show(console, lines)
     for listed in summary.corpus.lists.values():
         if listed.missing:

@@ -49,15 +49,16 @@ def read_corpus(options: BuildOptions) -> Corpus:
     for name, side in ((VALIDATING, VALIDATION), (TESTING, TEST)):
         if name in lists:
             clips["split"][np.isin(clips["clip_id"], np.array(sorted(lists[name].clip_ids), bytes))] = side
+    if options.long != "loudest":
+        clips = cut_long(clips, options)
     if options.keep:
         clips, note = keep_labels(clips, options)
         notes.append(note)
-    if options.long != "loudest":
-        clips = cut_long(clips, options)
     if options.negatives:
         clips = add_negatives(clips, options)
     if options.silence:
         clips = add_silence(clips, options, len(folds))
+    folds = [] if (clips["split"] == VALIDATION).any() else folds  # which is the only fold then
     if folds and folds != [str(number) for number in range(len(folds))]:
         notes.append("folds as given: " + ", ".join(f"{name} is --fold {at}" for at, name in enumerate(folds)))
     return Corpus(clips[np.argsort(clips["clip_id"], kind="stable")], len(folds), ignored, notes, lists)

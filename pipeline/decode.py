@@ -29,6 +29,8 @@ MAX_VALUES = 1 << 27  # samples of all channels together, 512 MB when decoded
 MAX_BYTES = 1 << 28  # of a file
 MAX_LEVEL = 2.0**31  # full scale of 32-bit samples that nobody scaled; far beyond, squares overflow
 RATES = (1000, 768_000)  # Hz; a header that claims another rate is garbage
+PART_SLACK_S = 0.01  # that a part may end behind its recording
+_LEAD_IN = 20 * 1152  # frames that an MP3 decoder wants before a part: its bits may lie in the packets before it
 _CANCELLED = 1e-4  # of the channels' power, -40 dB, is left where they cancel
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")  # RIFF, fmt and data of a plain WAV
 
@@ -201,13 +203,14 @@ def _decode(data: bytes, part: Part | None) -> tuple[np.ndarray, int, bool]:
         if part:
             first = round(part.start_s * rate)
             last = last if part.end_s is None else min(last, round(part.end_s * rate))
-            if first >= last:
-                raise InputError(f"the part {part} lies behind its end, {file.frames / rate:g} s")
+            if first >= last or (part.end_s or 0) > file.frames / rate + PART_SLACK_S:
+                raise InputError(f"the part {part} ends behind its end, {file.frames / rate:g} s")
         _check_size(last - first, file.channels, rate)
+        lead = min(first, _LEAD_IN) if file.format == "MP3" else 0
         try:
-            file.seek(first) if first else None
+            file.seek(first - lead) if first else None
             # Some encodings cannot seek, and of those soundfile reads no "rest": it wants a number.
-            samples = file.read(last - first, dtype="float32", always_2d=True)
+            samples = file.read(last - first + lead, dtype="float32", always_2d=True)[lead:]
         except soundfile.LibsndfileError:
             if not first:
                 raise
@@ -243,8 +246,8 @@ def _check_size(frames: int, channels: int, rate: int) -> None:
     if short and RATES[0] <= rate <= RATES[1] and channels <= MAX_CHANNELS:
         return
     raise InputError(
-        f"{frames} frames of {channels} channels at {rate} Hz; expected at most {MAX_SECONDS} s "
-        f"(any length with predict --windows), {MAX_CHANNELS} channels, {MAX_VALUES} samples in all, "
+        f"{frames} frames of {channels} channels at {rate} Hz; expected at most {MAX_SECONDS} s (any length with "
+        f"build_cache --long split and predict --windows), {MAX_CHANNELS} channels, {MAX_VALUES} samples in all, "
         f"{RATES[0]} to {RATES[1]} Hz"
     )
 

@@ -1,8 +1,10 @@
 """The end of a build: folds, the clip table, the list of rejected files, and the index, which makes it complete."""
 
+import contextlib
 import dataclasses
 import itertools
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.clip_id import file_of
 from cache.config import FeatureConfig
-from cache.index import Cache, clip_dtype, write_index
+from cache.index import TRAIN, Cache, clip_dtype, write_index
 from cache.shard import remove_shard, shard_numbers
 from cache.tables import csv_table
 from pipeline import split
@@ -43,15 +45,14 @@ def finish(
     what the user should know of the recordings
     """
     provenance = read_provenance(folder, config)
-    known = provenance.match(listing)
+    known = provenance.match(listing, Path(options.audio_dir))
     bad = known["reason"] != b""
     good = (known["shard"] >= 0) & ~bad
     _write_rejected(folder / REJECTED, known[bad])
     found = known[good]
-    silent = (found["flags"] >> FLAGS.index("silent")) & 1  # all of them are the same
-    contents = np.where(silent, b"", found["sha256"])
     listing = listing[good]
-    classes, targets, parts, fold_of, settings = plan_split(options, listing, contents, earlier, folds)
+    with naming_rejected(int(bad.sum()), folder):
+        classes, targets, parts, fold_of, settings = plan_split(options, listing, found, earlier, folds)
     clips = np.empty(len(found), clip_dtype(*(listing.dtype[name].itemsize for name in ("clip_id", "speaker"))))
     columns = (listing["clip_id"], listing["speaker"], targets, parts, fold_of, found["shard"], found["row"])
     for name, column in zip(clips.dtype.names, columns, strict=True):
@@ -76,18 +77,30 @@ def finish(
     keep = set(alive) | set(known["shard"][bad].tolist())
     for number in shard_numbers(folder) - keep:
         remove_shard(folder, number)
-    return [*_describe_cancelled(found), *list_copies(folder / COPIES, listing, contents, clips)]
+    notes = [*_describe_cancelled(found), *list_copies(folder / COPIES, listing, _contents(found), clips)]
+    return [*notes, *_describe_split(clips, classes, settings)]
+
+
+@contextlib.contextmanager
+def naming_rejected(count: int, folder: Path) -> Iterator[None]:
+    """Add to an error that some recordings are missing for, and where the reasons stand."""
+    try:
+        yield
+    except InputError as error:
+        if not count:
+            raise
+        raise InputError(f"{error}; {count:,} recordings cannot be used, see {folder / REJECTED}") from None
 
 
 def plan_split(
-    options: BuildOptions, listing: np.ndarray, contents: np.ndarray, earlier: Cache | None, folds: int
+    options: BuildOptions, listing: np.ndarray, known: np.ndarray, earlier: Cache | None, folds: int
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     """Classes, targets, split and fold of a listing, and the index's "split" entry.
 
     Parameters
     ----------
     listing : as in `pipeline.clips`
-    contents : see `pipeline.split.split_clips`
+    known : what `pipeline.provenance` knows of these clips
     earlier : of the same folder, whose speakers keep their folds; see :func:`earlier_cache`
     folds : that the corpus names; 0 where it names none
     """
@@ -111,15 +124,41 @@ def plan_split(
         listing,
         targets,
         classes=classes,
-        contents=contents,
+        contents=_contents(known),
         folds=settings["folds"],
         official=official,
         group_by=options.group_by,
         seed=options.seed,
         known=_known_folds(earlier, settings),
     )
-    settings["digest"] = split.split_digest(listing["clip_id"], parts, fold_of)
+    if not (parts == TRAIN).any():
+        raise InputError(f"{audio_dir}: no clip is left to train on; all are for testing")
+    settings["digest"] = split.split_digest(listing, parts, fold_of, known["sha256"])
     return classes, targets, parts, fold_of, settings
+
+
+def _contents(known: np.ndarray) -> np.ndarray:
+    """Of each clip the digest of its file, but empty where it is silent: silent files are all the same."""
+    return np.where((known["flags"] >> FLAGS.index("silent")) & 1, b"", known["sha256"])
+
+
+def _describe_split(clips: np.ndarray, classes: list[str], settings: dict[str, Any]) -> list[str]:
+    """What a given split does that one of ours would not: labels that a fold cannot learn, speakers on two sides."""
+    notes = []
+    for fold in range(settings["folds"]):
+        heard = clips["target"][(clips["split"] == TRAIN) & (clips["fold"] != fold)]
+        if lacking := [classes[target] for target in np.setdiff1d(np.arange(len(classes)), heard).tolist()]:
+            notes.append(f"fold {fold} has no clip to train on of {len(lacking):,} labels: {', '.join(lacking[:5])}")
+    known = clips[clips["speaker"] != b""]
+    if settings["group_by"] != "none" and len(known):
+        names, speaker = np.unique(known["speaker"], return_inverse=True)
+        side = 2 * known["fold"].astype(np.int64) + known["split"]
+        lowest, highest = np.full(len(names), side.max()), np.full(len(names), side.min())
+        np.minimum.at(lowest, speaker, side)
+        np.maximum.at(highest, speaker, side)
+        if two := names[lowest < highest].tolist():
+            notes.append(f"{len(two):,} speakers stand on two sides of the given split, such as {two[0].decode()}")
+    return notes
 
 
 def _describe_cancelled(found: np.ndarray) -> list[str]:

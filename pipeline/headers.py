@@ -47,9 +47,9 @@ def describe_loss(clip_ids: np.ndarray, options: BuildOptions, config: FeatureCo
     if not keep:
         return []
     purpose = "all" if kept or rate > config.sample_rate else "their rate"
-    looked = "looked at " if len(files) < len(clip_ids) else ""
+    sample = " (a sample)" if len(some) < len(clip_ids) else ""
     return [
-        f"{alike.sum():,} of {looked}{len(found):,} recordings {what}; kept: {kept}{config.sample_rate:,} Hz; "
+        f"{alike.sum():,} of {len(found):,} recordings{sample} {what}; kept: {kept}{config.sample_rate:,} Hz; "
         f"to keep {purpose}: {' '.join(keep)}"
     ]
 

@@ -41,11 +41,11 @@ def cut_long(clips: np.ndarray, options: BuildOptions) -> np.ndarray:
     rows = []
     for at in long:
         file, start, end = spans[at]
-        _, size, mtime_ns, label, speaker, *rest = clips[at].item()
+        _, stamp, label, speaker, *rest = clips[at].item()
         count = math.ceil((end - start) / length - LONGER)
         for first in (*(start + number * length for number in range(count - 1)), end - length):
             name = f"{file}{Part(first, first + length)}".encode()
-            rows.append((name, size, mtime_ns, label, speaker or file.encode(), *rest))
+            rows.append((name, stamp, label, speaker or file.encode(), *rest))
     return np.concatenate([np.delete(clips, long), as_clips(rows)])
 
 

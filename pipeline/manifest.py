@@ -10,6 +10,7 @@ import numpy as np
 
 from cache.cli import InputError
 from pipeline.clips import Rows
+from pipeline.decode import PART_SLACK_S, is_recording
 from pipeline.lists import spelling, spellings
 from pipeline.names import compile_pattern
 from pipeline.options import BuildOptions
@@ -18,7 +19,6 @@ from pipeline.stream import duration_seconds
 from pipeline.table import COLUMNS, Row, Table
 
 _PART = 65536  # rows
-_SLACK_S = 0.01  # that a part may end behind its recording
 
 
 class Files:
@@ -35,7 +35,7 @@ class Files:
         self._exact = _Names(self.listing["clip_id"])
 
     def find(self, names: list[str]) -> list[int]:
-        """Indices into the listing; -1 where :meth:`explain` says why there is none."""
+        """Indices into the listing; -1 where there is no such file, -2 where there are several: see :meth:`explain`."""
         found = self._exact.find(names)
         rest = np.flatnonzero(found < 0).tolist()
         meant = {at: spellings(names[at], self._folder) for at in rest}
@@ -44,7 +44,7 @@ class Files:
             rest = [at for at in rest if found[at] == -1]
             if not rest:
                 break
-        return np.maximum(found, -1).tolist()
+        return found.tolist()
 
     @functools.cached_property
     def _ways(self) -> list["_Names"]:
@@ -52,7 +52,7 @@ class Files:
         names = self.listing["clip_id"]
         whole = from_names(lambda name: spelling(name.decode()).encode(), names)
         bases = from_names(os.path.basename, whole)
-        return [_Names(whole), _Names(bases), _Names(from_names(lambda name: os.path.splitext(name)[0], bases))]
+        return [_Names(way) for way in (whole, bases, from_names(_stem, whole), from_names(_stem, bases))]
 
     def explain(self, name: str) -> str:
         """Why a name finds no file."""
@@ -62,6 +62,11 @@ class Files:
                     paths = ", ".join(path.decode() for path in self.listing["clip_id"][several[:2]].tolist())
                     return f"{name!r} is the name of {len(several)} files ({paths}); name its folder, too"
         return f"no file {name!r} below {self._folder}"
+
+
+def _stem(name: bytes) -> bytes:
+    """A recording's name without its suffix; of another file, such as notes beside it, what no file is called."""
+    return os.path.splitext(name)[0] if is_recording(os.path.basename(name).decode()) else b"/"
 
 
 class _Names:
@@ -101,12 +106,13 @@ def read_manifest(path: Path, audio_dir: Path, options: BuildOptions) -> tuple[n
     InputError : names line and column
     """
     table, files, taken = Table(path, options.columns), Files(audio_dir), _Taken(audio_dir, options)
-    if "label" not in table.names:
+    labelled = "label" in table.names
+    if not labelled and "(?P<label>" not in (options.pattern or ""):
         raise InputError(
             f"{path}, line 1: no column of labels; expected one of {', '.join(COLUMNS['label'])}, or name it with "
-            "--columns label=NAME"
+            "--columns label=NAME or --pattern"
         )
-    rest = table.rows()
+    rest = table.rows(labelled=labelled)
     missing: list[InputError] = []
     while some := list(itertools.islice(rest, _PART)):
         found = files.find([row.file for row in some])
@@ -149,10 +155,11 @@ class _Taken:
         self.lines = array.array("q")
         """Of each clip."""
         self._audio_dir, self._pattern = audio_dir, compile_pattern(options.pattern)
+        self._asked = self._pattern.groupindex if options.pattern else ("speaker",)
         self._seconds: dict[str, float] = {}
 
     def add(self, table: Table, row: Row, file: tuple) -> None:
-        """Take a row of a file (clip_id, size, mtime_ns).
+        """Take a row of a file (clip_id, stamp).
 
         Raises
         ------
@@ -161,21 +168,31 @@ class _Taken:
         name = file[0].decode()
         if row.part:
             self._check_part(table, row, name)
-        group = row.group
-        if not group and "group" not in table.names and (found := self._pattern.search(name)):
-            group = found.groupdict().get("speaker") or ""
+        label, group, split, fold = (
+            getattr(row, column) if column in table.names else self._say(meaning, name)
+            for column, meaning in (("label", "label"), ("group", "speaker"), ("split", "split"), ("fold", "fold"))
+        )
+        if not label:
+            raise table.fault(row.line, "label", f"none in {name} by --pattern")
         if not group and row.part:
             group = name
         try:
-            self.rows.add(file, row.part, row.label, group, row.split, row.fold, f"line {row.line}")
+            self.rows.add(file, row.part, label, group or "", split or "", fold, f"line {row.line}")
         except ValueError as error:
             raise table.fault(row.line, *error.args) from None
         self.lines.append(row.line)
+
+    def _say(self, meaning: str, name: str) -> str | None:
+        """What --pattern, or the usual name of a speaker, says of a file; None where nothing is asked of names."""
+        if meaning not in self._asked:
+            return None
+        found = self._pattern.search(name)
+        return (found[meaning] or "") if found else ""
 
     def _check_part(self, table: Table, row: Row, name: str) -> None:
         assert row.part
         if name not in self._seconds:
             self._seconds[name] = duration_seconds(str(self._audio_dir / name))
         seconds, last = self._seconds[name], row.part.end_s or row.part.start_s
-        if seconds and last > seconds + _SLACK_S:
+        if seconds and last > seconds + PART_SLACK_S:
             raise table.fault(row.line, "end" if row.part.end_s else "start", f"{last:g} s; {name} has {seconds:g}")

@@ -2,13 +2,19 @@
 
 import contextlib
 import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cache.cli import InputError
+from cache.clip_id import file_of
 from cache.config import FeatureConfig
+from cache.cores import usable_cores
 from cache.shard import read_sidecars
+from pipeline.decode import content_digest, read_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +24,10 @@ class Provenance:
     shards: dict[int, dict[str, Any]]
     """Shard number → its sidecar without the clips."""
     clips: np.ndarray
-    """clip_id, size, mtime_ns, sha256, flags, reason, shard, row; sorted by clip_id, the refused before the good."""
+    """clip_id, stamp, sha256, flags, reason, shard, row; sorted by clip_id, the refused before the good."""
 
-    def match(self, listing: np.ndarray) -> np.ndarray:
-        """What is known of each listed clip, found by clip_id, size and modification time.
+    def match(self, listing: np.ndarray, audio_dir: Path) -> np.ndarray:
+        """What is known of each listed clip, found by clip_id and stamp, or where the stamp is another, by content.
 
         Returns
         -------
@@ -30,12 +36,34 @@ class Provenance:
         first, last = (np.searchsorted(self.clips["clip_id"], listing["clip_id"], side) for side in ("left", "right"))
         found = np.zeros(len(listing), self.clips.dtype)
         found["shard"] = -1
-        for step in range(int((last - first).max(initial=0))):  # a modified clip stands in several shards
-            at = np.minimum(first + step, len(self.clips) - 1)
-            here = (first + step < last) & (self.clips["size"][at] == listing["size"])
-            here &= self.clips["mtime_ns"][at] == listing["mtime_ns"]
-            found[here] = self.clips[at[here]]
+
+        def take(column: str, wanted: np.ndarray, rest: np.ndarray) -> None:
+            for step in range(int((last - first).max(initial=0))):  # a modified clip stands in several shards
+                at = np.minimum(first + step, len(self.clips) - 1)
+                here = rest & (first + step < last) & (self.clips[column][at] == wanted)
+                found[here] = self.clips[at[here]]
+
+        take("stamp", listing["stamp"], first < last)
+        rest = (first < last) & (found["sha256"] == b"")
+        contents = np.zeros(len(listing), "S16")
+        contents[rest] = _contents(listing["clip_id"][rest].tolist(), audio_dir)
+        take("sha256", contents, rest & (contents != b""))
         return found
+
+
+def _contents(clip_ids: list[bytes], audio_dir: Path) -> list[str]:
+    """Digest of the file of each clip; empty where it cannot be read."""
+
+    def digest(file: str) -> str:
+        with contextlib.suppress(InputError, OSError):
+            return content_digest(read_file(os.path.join(audio_dir, file)))
+        return ""
+
+    files = [file_of(name.decode()) for name in clip_ids]
+    once = list(dict.fromkeys(files))
+    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter lock
+        digests = dict(zip(once, pool.map(digest, once), strict=True))
+    return [digests[file] for file in files]
 
 
 def read_provenance(folder: Path, config: FeatureConfig) -> Provenance:
@@ -59,12 +87,12 @@ def _table_of(number: int, clips: dict[str, list]) -> np.ndarray:
     names, digests, reasons = (np.array([text.encode() for text in column], bytes) for column in texts)
     rows = np.where(reasons == b"", np.cumsum(reasons == b"") - 1, -1)
     table = np.empty(len(names), _clip_dtype(names.dtype.itemsize, reasons.dtype.itemsize))
-    columns = (names, clips["size"], clips["mtime_ns"], digests, clips["flags"], reasons, number, rows)
+    columns = (names, clips.get("stamp", -1), digests, clips["flags"], reasons, number, rows)
     for name, column in zip(table.dtype.names, columns, strict=True):
         table[name] = column
     return table
 
 
 def _clip_dtype(name_bytes: int, reason_bytes: int) -> np.dtype:
-    facts = [("clip_id", f"S{name_bytes}"), ("size", "<i8"), ("mtime_ns", "<i8"), ("sha256", "S16"), ("flags", "u1")]
+    facts = [("clip_id", f"S{name_bytes}"), ("stamp", "<i8"), ("sha256", "S16"), ("flags", "u1")]
     return np.dtype([*facts, ("reason", f"S{reason_bytes}"), ("shard", "<i4"), ("row", "<i4")])

@@ -24,7 +24,7 @@ def scan_corpus(audio_dir: Path, *, every: bool = False) -> tuple[np.ndarray, di
 
     Returns
     -------
-    listing : np.ndarray [shape=(n,)] with the fields clip_id (bytes, UTF-8), size (bytes) and mtime_ns, sorted by
+    listing : np.ndarray [shape=(n,)] with the fields clip_id (bytes, UTF-8) and stamp (see :func:`stamp_of`), sorted by
         clip_id, whatever the order of the file system
     ignored : suffix → count of files that are not recordings, but for those that lie beside the labels
 
@@ -43,15 +43,14 @@ def scan_corpus(audio_dir: Path, *, every: bool = False) -> tuple[np.ndarray, di
     for entry in walk(str(audio_dir), skipped=(".",) if every else ("_", ".")):
         name = os.fsencode(entry.path)[prefix:]
         if not (every or is_recording(entry.name)):
-            if b"/" in name:  # else beside the labels, as the corpus's lists
-                hidden = entry.name.startswith(".")
-                ignored[".*" if hidden else os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if b"/" in name or suffix in FOREIGN:  # else beside the labels, as the corpus's lists
+                ignored[".*" if entry.name.startswith(".") else suffix or "no suffix"] += 1
             continue
         try:
-            status = entry.stat()
-            found.append((name, status.st_size, status.st_mtime_ns))
+            found.append((name, stamp_of(entry.stat())))
         except OSError:  # a link to nowhere: decoding will say so
-            found.append((name, -1, -1))
+            found.append((name, -1))
         if len(found) == _PART:
             parts.append(_listing(audio_dir, found))
             found.clear()
@@ -66,15 +65,25 @@ def scan_corpus(audio_dir: Path, *, every: bool = False) -> tuple[np.ndarray, di
     return listing[np.argsort(listing["clip_id"], kind="stable")], ignored
 
 
-def _listing(audio_dir: Path, found: list[tuple[bytes, int, int]]) -> np.ndarray:
+def stamp_of(status: os.stat_result) -> int:
+    """What changes when a file is written to or another takes its place: 56 bits over size, time and inode."""
+    facts = b"%d %d %d" % (status.st_size, status.st_mtime_ns, status.st_ino)
+    return int.from_bytes(hashlib.blake2b(facts, digest_size=7).digest(), "big")
+
+
+def _listing(audio_dir: Path, found: list[tuple[bytes, int]]) -> np.ndarray:
     """A part of the listing; Python's objects take several times the memory, so that they are kept for a part only."""
-    width = max((len(name) for name, _, _ in found), default=1)
-    for name, _, _ in found:
-        try:
-            name.decode()
-        except UnicodeDecodeError:
-            raise InputError(f"{audio_dir}: the file name {name!r} is not UTF-8; rename it") from None
-    return np.array(found, [("clip_id", f"S{width}"), ("size", "<i8"), ("mtime_ns", "<i8")])
+    width = max((len(name) for name, _ in found), default=1)
+    for name, _ in found:
+        _check_name(audio_dir, name)
+    return np.array(found, [("clip_id", f"S{width}"), ("stamp", "<i8")])
+
+
+def _check_name(folder: Path, name: bytes) -> None:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{folder}: the file name {name!r} is not UTF-8; rename it") from None
 
 
 def walk(top: str, *, skipped: tuple[str, ...] = ()) -> Iterator[os.DirEntry]:
@@ -121,7 +130,10 @@ def from_names(function: Callable[[bytes], bytes], names: np.ndarray) -> np.ndar
 def noise_files(audio_dir: Path) -> list[Path]:
     """The corpus's background recordings, sorted."""
     folder = Path(audio_dir) / NOISE_FOLDER
-    return sorted(path for path in folder.glob("*") if is_recording(path.name) and not path.is_dir())
+    files = sorted(path for path in folder.glob("*") if is_recording(path.name) and not path.is_dir())
+    for path in files:
+        _check_name(folder, os.fsencode(path.name))
+    return files
 
 
 def noise_digest(files: list[Path]) -> str:

@@ -63,8 +63,8 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
             heard = [name for name, _ in clips]
             read = hashlib.sha256("\0".join([*names, *hashes]).encode()).hexdigest()
             entry = write_shard(task.folder, task.number, task.config, heard, _render(task, clips), read)
-        sources = {key: task.listing[key].tolist() for key in ("size", "mtime_ns")}
-        sources |= {"clip_id": names, "sha256": hashes, "flags": flags, "reason": reasons}
+        sources = {"clip_id": names, "stamp": task.listing["stamp"].tolist()}
+        sources |= {"sha256": hashes, "flags": flags, "reason": reasons}
         content = {"digest": task.config.digest, **entry, "versions": library_versions(), "clips": sources}
         write_sidecar(task.folder, task.number, content)
     return task.number, len(names), len(names) - len(clips)

@@ -118,7 +118,8 @@ def split_clips(
         the same, their speakers share a fold
     official : whether there must be clips for validation
     group_by : "auto" (speakers where any is known), "speaker" or "none"
-    known : speaker or clip_id → fold, from an earlier build with the same settings
+    known : speaker or clip_id → fold, from an earlier build with the same settings; they keep it, unless a fold were
+        left without a class
 
     Returns
     -------
@@ -126,7 +127,7 @@ def split_clips(
     fold : np.ndarray [shape=(n,), dtype=int16], NO_FOLD for clips that are never held out
     """
     split = np.where(clips["split"] == TEST, TEST, TRAIN).astype(np.uint8)
-    fold, speakers = clips["fold"].copy(), clips["speaker"]
+    fold, speakers = np.where(split == TEST, NO_FOLD, clips["fold"]), clips["speaker"]
     validation = clips["split"] == VALIDATION
     if validation.any():
         fold[:] = NO_FOLD
@@ -143,7 +144,12 @@ def split_clips(
     groups, known = _joined(groups[free], contents[free], known)
     present, numbers = np.unique(targets[free], return_inverse=True)
     names = [classes[target] for target in present.tolist()]
-    fold[free] = assign_folds(numbers, groups, folds=folds, seed=seed, classes=names, known=known)
+    try:
+        fold[free] = assign_folds(numbers, groups, folds=folds, seed=seed, classes=names, known=known)
+    except InputError:
+        if not known:
+            raise
+        fold[free] = assign_folds(numbers, groups, folds=folds, seed=seed, classes=names, known={})
     return split, fold
 
 
@@ -170,11 +176,18 @@ def _joined(groups: np.ndarray, contents: np.ndarray, known: dict[bytes, int]) -
     return name_of[group], folds
 
 
-def split_digest(clip_ids: np.ndarray, split: np.ndarray, fold: np.ndarray) -> str:
-    """SHA-256 over which clip is in which split and fold; equal digests mean equal splits."""
+def split_digest(clips: np.ndarray, split: np.ndarray, fold: np.ndarray, contents: np.ndarray) -> str:
+    """SHA-256 over which clip is what: content, label, split and fold; equal digests mean equal splits of one corpus.
+
+    Parameters
+    ----------
+    clips : as in `pipeline.clips`
+    contents : digest of each clip's file [shape=(n,), dtype=bytes]
+    """
     digest = hashlib.sha256()
-    for first in range(0, len(clip_ids), 65536):
-        digest.update(b"\n" * (first > 0) + b"\n".join(clip_ids[first : first + 65536].tolist()))
+    for first in range(0, len(clips), 65536):
+        for column in (clips["clip_id"], clips["label"], contents):
+            digest.update(b"\n".join(column[first : first + 65536].tolist()) + b"\n")
     digest.update(split.astype("u1").tobytes())
     digest.update(fold.astype("<i2").tobytes())
     return digest.hexdigest()

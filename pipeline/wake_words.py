@@ -11,7 +11,7 @@ from cache.index import NO_FOLD, TEST, TRAIN
 from pipeline.clips import VALIDATION, as_clips
 from pipeline.manifest import Files
 from pipeline.options import BuildOptions
-from pipeline.scan import NOISE_FOLDER, noise_files
+from pipeline.scan import NOISE_FOLDER, noise_files, stamp_of
 from pipeline.stream import duration_seconds
 from pipeline.table import Table
 
@@ -23,7 +23,7 @@ _QUIETEST = -40.0  # dB, of background that becomes silence
 def keep_labels(clips: np.ndarray, options: BuildOptions) -> tuple[np.ndarray, str]:
     """All clips of the labels to keep, and a sample of the others under the label "unknown".
 
-    The sample takes from each speaker one clip before it takes two from any.
+    Every split and given fold has its sample, which takes from each speaker one clip before it takes two from any.
 
     Parameters
     ----------
@@ -33,17 +33,21 @@ def keep_labels(clips: np.ndarray, options: BuildOptions) -> tuple[np.ndarray, s
     -------
     (clips, what was done in words)
     """
-    wanted = [label.strip() for label in (options.keep or "").split(",")]
+    wanted = list(dict.fromkeys(label.strip() for label in (options.keep or "").split(",")))
     labels = [label.decode() for label in np.unique(clips["label"]).tolist()]
     for label in wanted:
         if label not in labels:
             raise InputError(f"--keep: no label {label!r}; the corpus has {', '.join(labels)}")
     kept = np.isin(clips["label"], [label.encode() for label in wanted])
     share = 1 / len(wanted) if options.unknown_share is None else options.unknown_share
-    others = clips[~kept]
-    chosen = others[_by_speaker(others, options.seed)][: round(share * kept.sum())]
-    unknown = as_clips([(*row[:3], UNKNOWN.encode(), *row[4:]) for row in chosen.tolist()])
-    note = f"{UNKNOWN}: {len(unknown):,} of {len(others):,} clips of other labels (--unknown-share)"
+    sides, side = np.unique(clips[["split", "fold"]], return_inverse=True)
+    rows: list[tuple] = []
+    for number in range(len(sides)):
+        others = clips[~kept & (side == number)]
+        chosen = others[_by_speaker(others, options.seed)][: round(share * (kept & (side == number)).sum())]
+        rows += [(*row[:2], UNKNOWN.encode(), *row[3:]) for row in chosen.tolist()]
+    unknown = as_clips(rows)
+    note = f"{UNKNOWN}: {len(unknown):,} of {(~kept).sum():,} clips of other labels (--unknown-share)"
     return np.concatenate([clips[kept], unknown]), note
 
 
@@ -64,14 +68,15 @@ def add_negatives(clips: np.ndarray, options: BuildOptions) -> np.ndarray:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; put the recordings of {options.negatives} there")
     files, rows = Files(folder), list(table.rows(labelled=False))
-    added = []
+    added: dict[bytes, tuple] = {}  # by clip_id: a table put together of several may name a part twice
     for row, at in zip(rows, files.find([row.file for row in rows]), strict=True):
         if at < 0:
             raise table.fault(row.line, "file", files.explain(row.file))
-        name, size, mtime_ns = files.listing[at].tolist()
+        name, stamp = files.listing[at].tolist()
         path = f"{NEGATIVES_FOLDER}/".encode() + name
-        added.append((path + str(row.part or "").encode(), size, mtime_ns, UNKNOWN.encode(), path, TRAIN, NO_FOLD))
-    return np.concatenate([clips, as_clips(added)])
+        clip_id = path + str(row.part or "").encode()
+        added[clip_id] = (clip_id, stamp, UNKNOWN.encode(), path, TRAIN, NO_FOLD)
+    return np.concatenate([clips, as_clips(list(added.values()))])
 
 
 def _by_speaker(clips: np.ndarray, seed: int) -> np.ndarray:
@@ -119,10 +124,10 @@ def add_silence(clips: np.ndarray, options: BuildOptions, folds: int) -> np.ndar
                 f"{options.clip_seconds:g} s of its own; the longest lasts {lengths.max():.1f} s"
             )
         at = int(rng.choice(roomy))
-        start, status = rng.uniform(begin[at], end[at]), files[at].stat()
+        start = rng.uniform(begin[at], end[at])
         part = Part(start, start + options.clip_seconds, rng.uniform(_QUIETEST, 0))
         name = f"{NOISE_FOLDER}/{files[at].name}{part}".encode()
-        rows.append((name, status.st_size, status.st_mtime_ns, SILENCE.encode(), b"", *sides[side][:2]))
+        rows.append((name, stamp_of(files[at].stat()), SILENCE.encode(), b"", *sides[side][:2]))
     return np.concatenate([clips, as_clips(rows)])
 
 

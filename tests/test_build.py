@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from conftest import MINI, RATE, SMALL, checksums, only_cache, start, synthesise, write_corpus
 
+from cache.files import read_sealed
 from cache.index import NO_FOLD, TEST, Cache
 from pipeline.decode import read_clip
 
@@ -316,6 +317,123 @@ def test_known_speakers_keep_their_fold(corpus, build, tmp_path):
     assert {len({c["fold"] for c in clips if c["speaker"] == s}) for s in after} == {1}
 
 
+def test_known_speakers_move_where_a_fold_would_lack_a_label(corpus, build, tmp_path):
+    """What a new build of the same corpus would make is not refused because of an earlier one."""
+    assert build()[0] == 0
+    for clip in Cache(only_cache(tmp_path / "cache")).clips:
+        name = clip["clip_id"].decode()
+        if name.startswith("up/") and clip["fold"] == 0:
+            (corpus / name).unlink()
+    assert build()[0] == 0
+    cache = Cache(only_cache(tmp_path / "cache"))
+    for fold in range(2):
+        assert set(cache.clips["target"][cache.clips["fold"] == fold]) == {0, 1, 2}
+
+
+def test_files_in_each_others_place(corpus, build, tmp_path):
+    """Folders that swap their names keep size and time of every file, and are told apart; all of it is only read."""
+    for path in corpus.glob("*/*.wav"):
+        os.utime(path, (1e9, 1e9))
+    assert build("--num-views", "1")[0] == 0
+    before = features_of(Cache(only_cache(tmp_path / "cache")))
+    for old, new in (("yes", "other"), ("no", "yes"), ("other", "no")):
+        (corpus / old).rename(corpus / new)
+    status, output = build("--num-views", "1")
+    assert status == 0
+    assert f"built {2 * 8} clips" in output
+    after = features_of(Cache(only_cache(tmp_path / "cache")))
+    for name, features in after.items():
+        other = name.replace("yes/", "no/") if name.startswith("yes/") else name.replace("no/", "yes/")
+        assert features == before[other]
+    assert "the split is another than before" in output
+
+
+def test_a_corpus_that_was_copied_or_touched(corpus, build, tmp_path):
+    """Nothing is computed again where the contents are the same, and what is other is found."""
+    assert build()[0] == 0
+    before = state(tmp_path / "cache")
+    shutil.copytree(corpus, tmp_path / "moved")
+    shutil.rmtree(corpus)
+    (tmp_path / "moved").rename(corpus)
+    (changed,) = corpus.glob("up/a0000000_nohash_0.wav")
+    soundfile.write(changed, synthesise(1, 1, 99), RATE)
+    for path in corpus.glob("*/*.wav"):
+        os.utime(path)
+    status, output = build()
+    assert status == 0
+    assert "built 1 clips" in output
+    assert before.items() <= state(tmp_path / "cache").items()
+
+
+def test_the_split_is_of_labels_and_contents(corpus, build, tmp_path, monkeypatch, capsys):
+    """A run of clips whose label or sound has changed does not count as trained on these, nor is it judged by them."""
+    from infer.evaluate.__main__ import main as evaluate
+    from train.run import main as train
+
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(corpus.glob("*/*.wav"))]
+    table = tmp_path / "t.csv"
+    flags = ("--n-mels 16 --model test_resnet --epochs 1 --batch-size 4 --amp off --cache-dir cache").split()
+
+    def swap(rows: list[str]) -> list[str]:
+        return [row.replace(",yes", ",x").replace(",no", ",yes").replace(",x", ",no") for row in rows]
+
+    for labelled in (rows, swap(rows)):
+        table.write_text("\n".join(["file,label", *labelled]))
+        status, output = build("--manifest", str(table))
+        assert status == 0
+        assert ("the split is another than before" in output) == (labelled is not rows)
+        capsys.readouterr()
+        assert train([*flags, "--fold", "0"]) == (0 if labelled is rows else 2)
+    assert "was trained on another split" in capsys.readouterr().err
+    assert evaluate(["--cache-dir", "cache", "--folds", "0"]) == 2
+    assert "not the split that" in capsys.readouterr().err
+
+
+def test_given_folds_and_a_list_of_test_clips(corpus, build, tmp_path):
+    """A clip that the list names is in no fold, whatever the table says; speakers on both sides are named."""
+    rows = [(f"{path.parent.name}/{path.name}", path) for path in sorted(corpus.glob("*/*.wav"))]
+    table = ["file,label,fold", *(f"{name},{path.parent.name},{int(path.name[7]) % 2}" for name, path in rows)]
+    (tmp_path / "t.csv").write_text("\n".join(table))
+    tested = [name for name, _ in rows if name.endswith("a0000000_nohash_0.wav")]
+    (corpus / "testing_list.txt").write_text("\n".join(tested))
+    status, output = build("--manifest", str(tmp_path / "t.csv"))
+    assert status == 0
+    clips = Cache(only_cache(tmp_path / "cache")).clips
+    assert {clip["clip_id"].decode() for clip in clips[clips["split"] == TEST]} == set(tested)
+    assert (clips["fold"][clips["split"] == TEST] == NO_FOLD).all()
+    assert "1 speakers stand on two sides of the given split, such as a0000000" in output
+    (corpus / "testing_list.txt").write_text("\n".join(name for name, _ in rows))
+    status, output = build()
+    assert status == 2
+    assert "no clip is left to train on; all are for testing" in one_line(output)
+
+
+def test_what_is_missing_for_rejected_recordings(corpus, build, tmp_path):
+    """Where too few are left of a label, the error says that some were rejected, and where the reasons stand."""
+    for path in sorted((corpus / "up").iterdir())[1:]:
+        path.write_bytes(b"no sound")
+    status, output = build()
+    assert status == 2
+    assert "for: up (1); " in output
+    assert "7 recordings cannot be used, see" in output
+    assert "rejected.csv" in output
+    assert len(rejected(tmp_path / "cache")) == 7
+    assert "7 recordings cannot be used, see" in one_line(build()[1])
+
+
+def test_the_next_command_names_the_cache_where_there_are_several(corpus, build):
+    """Two caches of one size differ by their digest only; background whose name is not UTF-8 is refused."""
+    assert " --cache " not in build()[1]
+    status, output = build("--seed", "1")
+    assert status == 0
+    assert " --cache mel16x16-" in output
+    assert "next: python -m train.add_words --run RUN --audio" in build("--one-label")[1]
+    (corpus / "_background_noise_").mkdir()
+    Path(os.fsdecode(bytes(corpus / "_background_noise_") + b"/p\xff.wav")).write_bytes(b"")
+    assert "is not UTF-8; rename it" in one_line(build("--silence", "4")[1])
+
+
 def test_official_split(corpus, build, tmp_path):
     """The corpus's own lists become the test split and the one fold; everything else is never held out."""
     test, validation = ("no/a0000001_nohash_0.wav", "up/a0000002_nohash_1.wav"), ("yes/a0000000_nohash_0.wav",)
@@ -374,8 +492,11 @@ def test_same_bits_whatever_the_order_of_the_file_system(corpus, build, tmp_path
     if orders[0] == orders[1]:
         pytest.skip("this file system lists both in the same order")
     contents = [checksums(tmp_path / f"cache{seed}") for seed in range(2)]
-    for content in contents:
+    for seed, content in enumerate(contents):
         content.pop("index.json")  # it records the audio folder
+        for name in [name for name in content if name.endswith(".json")]:
+            content[name] = read_sealed(only_cache(tmp_path / f"cache{seed}") / name)
+            assert len(content[name]["clips"].pop("stamp")) == len(content[name]["clips"]["clip_id"])  # of other files
     assert contents[0] == contents[1]
 
 

@@ -270,6 +270,35 @@ def test_a_side_is_what_it_means(four: Path) -> None:
     assert built().clips["fold"].tolist() == [0, 0, NO_FOLD, NO_FOLD]
 
 
+def test_names_say_what_a_table_does_not(four: Path, capsys) -> None:
+    """With --pattern, label, speaker and fold come from the paths where there is no such column."""
+    Path("t.csv").write_text("file,label\n" + "".join(f"{name},x\n" for name in "abc") + "d,y\n")
+    assert build(["--manifest", "t.csv", "--pattern", r"(?P<speaker>[a-d])\.wav", "--folds", "2", *SMALL]) == 2
+    assert "y (1)" in capsys.readouterr().err
+    Path("t.csv").write_text("file,speaker\n" + "".join(f"{name},s{name}\n" for name in "abcd"))
+    says = r"(?P<label>[ac]|[bd])(?P<fold>)\.wav|(?P<split>q)"
+    assert build(["--manifest", "t.csv", "--pattern", says, *SMALL]) == 2
+    assert "line 2, column fold: empty" in capsys.readouterr().err
+    for name in ("a1", "b1", "c2", "d2"):
+        soundfile.write(f"data/audio/{name}.wav", sound(0, 1, 16000, np.random.default_rng(ord(name[0]))), 16000)
+    Path("t.csv").write_text("file,speaker\na1,p\nb1,p\nc2,q\nd2,q\n")
+    assert build(["--manifest", "t.csv", "--pattern", r"(?P<label>[a-d])(?P<fold>\d)", *SMALL]) == 0
+    clips = built().clips
+    assert (built().classes, clips["fold"].tolist()) == (["a", "b", "c", "d"], [0, 0, 1, 1])
+    assert "fold 0 has no clip to train on of 2 labels: a, b" in capsys.readouterr().out
+    assert build(["--manifest", "t.csv", *SMALL]) == 2
+    assert "no column of labels" in capsys.readouterr().err
+
+
+def test_names_with_files_beside_them(four: Path) -> None:
+    """What lies beside a recording under its name, such as notes, is not meant by the name without a suffix."""
+    for name in ("a.json", "a.txt", "deep/d.json"):
+        (four / "data/audio" / name).write_text("{}")
+    Path("t.csv").write_text(TABLE.replace(".wav", "").replace("d,y", "deep/d,y"))
+    assert build(["--manifest", "t.csv", *SMALL]) == 0
+    assert built().clips["clip_id"].tolist() == [b"a.wav", b"b.wav", b"c.wav", b"deep/d.wav"]
+
+
 def test_missing_files_can_be_left_out(four: Path, capsys) -> None:
     """With --ignore-missing the rest is built, and the summary counts what is not."""
     Path("t.csv").write_text(TABLE + "gone.wav,x,s1,1\n")
@@ -328,7 +357,7 @@ def test_copies_and_cancelling_channels_are_named(here: Path, capsys) -> None:
     both = sound(1, 1, 16000, rng)
     soundfile.write(audio / "yes/stereo.wav", np.stack([both, -both], axis=1), 16000)
     (audio / "yes/._0.wav").write_bytes(b"Mac OS X")
-    (audio / "yes/song.m4a").write_bytes(b"m4a")
+    (audio / "song.m4a").write_bytes(b"m4a")
     assert build(["--folds", "3", *SMALL]) == 0
     output = capsys.readouterr().out
     assert "2 recordings are copies of others, with which they share a fold: data/cache/" in output
@@ -351,7 +380,6 @@ def test_copies_and_cancelling_channels_are_named(here: Path, capsys) -> None:
     assert "share a fold" not in output
     assert "1 recordings have copies on another side of the given split" in output
     assert "too high: no/0.wav (no) = no/copy.wav (no)\n" in output
-
 
 
 def test_wake_words(here: Path, capsys) -> None:
@@ -388,6 +416,24 @@ def test_wake_words(here: Path, capsys) -> None:
     assert "built 0 clips" in capsys.readouterr().out
     assert build(["--silence", "10", "--folds", "30", *SMALL]) == 2
     assert "the background recordings are too short to give each of 30 folds" in capsys.readouterr().err
+
+
+def test_unknown_is_as_frequent_as_its_share_says(here: Path, capsys) -> None:
+    """Of clips that are cut from longer recordings, on each side of a split, and with a label named twice."""
+    rng = np.random.default_rng(7)
+    for at, label in enumerate(("up", "bed", "cat")):
+        (here / "data/audio" / label).mkdir(parents=True)
+        for number in range(8):
+            sounds = sound(at, 3 if label == "cat" else 1, 16000, rng)
+            soundfile.write(here / f"data/audio/{label}/{number}.wav", sounds, 16000)
+    tested = [f"{label}/{number}.wav" for label in ("up", "bed", "cat") for number in (3, 4)]
+    (here / "data/audio/testing_list.txt").write_text("\n".join(tested))
+    assert build(["--keep", "up,up", "--long", "split", "--folds", "2", *SMALL]) == 0
+    cache = built()
+    assert cache.classes == ["unknown", "up"]
+    for side, clips in ((TEST, 2), (1 - TEST, 6)):
+        targets = cache.clips["target"][cache.clips["split"] == side]
+        assert np.bincount(targets).tolist() == [clips, clips]
 
 
 def test_the_published_task(here: Path) -> None:
@@ -431,8 +477,24 @@ def test_formats_and_their_parts(tmp_path: Path, suffix: str, container: str, su
     assert np.allclose(part.samples, whole[first : first + rate], atol=1e-6)
     assert (part.padded, part.cropped) == (False, False)
     assert read_clip(f"{path}#t=3.5", config).padded
-    with pytest.raises(InputError, match="the part #t=9,10 lies behind its end"):
+    with pytest.raises(InputError, match="the part #t=9,10 ends behind its end"):
         read_clip(f"{path}#t=9,10", config)
+
+
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_parts_of_mp3_with_varying_bit_rate(tmp_path: Path, rate: int) -> None:
+    """Their packets lean on those before them: each part is what stands there in the whole nevertheless."""
+    path, rng = tmp_path / "a.mp3", np.random.default_rng(8)
+    samples = np.concatenate([sound(n % 4, 1, rate, rng) * (n % 3) for n in range(12)])
+    settings = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE", "compression_level": 0.5}
+    with soundfile.SoundFile(path, "w", rate, 1, **settings) as file:
+        file.write(samples)
+    whole, _ = read_recording(str(path))
+    config = FeatureConfig(sample_rate=rate, fmax=rate / 2)
+    for start in np.arange(0, 10.5, 0.3).round(1):
+        first = round(start * rate)
+        part = read_clip(f"{path}#t={start},{start + 1:.1f}", config).samples
+        assert np.abs(part - whole[first : first + rate]).max() < 1e-4, start
 
 
 def test_clip_ids() -> None:

@@ -163,4 +163,4 @@ def test_the_split_of_a_plain_list_stays_what_it_was(corpus: Path, build) -> Non
     (corpus / "testing_list.txt").write_text("\n".join(NAMES) + "\n")
     assert build()[0] == 0
     digest = Cache(only_cache(corpus.parent / "cache")).index["split"]["digest"]
-    assert digest == "d5344e7578cf00ee08a7bcca420fc9c622a3fa8469eb349c9f02ab62d97fd695"
+    assert digest == "167c2f0a4d518ead0dbabc6b509009461d6f83ea4eac8ee47ae08f7a99f93e7c"

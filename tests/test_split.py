@@ -120,7 +120,7 @@ def split(names: list[bytes], **changes):
 
 
 def clips_of(names: list[bytes], pattern: str | None = None) -> np.ndarray:
-    listing = np.array([(name, 1, 1) for name in names], [("clip_id", "S99"), ("size", "<i8"), ("mtime_ns", "<i8")])
+    listing = np.array([(name, 1) for name in names], [("clip_id", "S99"), ("stamp", "<i8")])
     return match_names(listing, pattern, Path("audio"))[0]
 
 
@@ -170,14 +170,22 @@ def test_group_by():
 
 
 def test_digest_tells_splits_apart():
-    """The digest changes with any clip, fold or split, and with nothing else."""
-    clip_ids = np.array(NAMES)
+    """The digest changes with any clip, content, label, fold or split, and with nothing else."""
+    clips, contents = clips_of(NAMES), np.array([b"%d" % n for n in range(len(NAMES))])
     parts, fold = split(NAMES)
-    digest = split_digest(clip_ids, parts, fold)
-    assert split_digest(clip_ids.astype("S99"), parts.astype(int), fold.astype(int)) == digest
-    changed = fold.copy()
+    digest = split_digest(clips, parts, fold, contents)
+    touched = clips.copy()
+    touched["stamp"] += 1
+    assert split_digest(touched, parts.astype(int), fold.astype(int), contents.astype("S99")) == digest
+    changed, labelled = fold.copy(), clips.copy()
     changed[0] = 1 - changed[0]
-    others = [(clip_ids[::-1], parts, fold), (clip_ids, 1 - parts, fold), (clip_ids, parts, changed)]
+    labelled["label"][0] = labelled["label"][-1]
+    others = [(clips[::-1], parts, fold, contents), (clips, 1 - parts, fold, contents)]
+    others += [
+        (clips, parts, changed, contents),
+        (labelled, parts, fold, contents),
+        (clips, parts, fold, contents[::-1]),
+    ]
     assert all(split_digest(*other) != digest for other in others)
 
 

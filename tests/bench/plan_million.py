@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipeline.build import feature_config, plan_shards
@@ -35,7 +33,7 @@ def main() -> None:
     listing = corpus.clips
     listed = time.perf_counter()
     sources = read_provenance(folder, config)
-    plan_split(options, listing, np.zeros(len(listing), "S16"), None, corpus.folds)
+    plan_split(options, listing, sources.match(listing, Path(options.audio_dir)), None, corpus.folds)
     plan_shards(folder, config, listing, sources, options)
     print(listed - started, time.perf_counter() - listed, before, listing.nbytes / 2**20, peak())
     folder.rmdir()
