@@ -184,7 +184,9 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np
         path.unlink(missing_ok=True)
         return []
     order = np.argsort(group, kind="stable")
-    rows, two_labels, two_sides = [], [], []
+    rows: list[tuple[str, ...]] = []
+    two_labels: list[str] = []
+    two_sides: list[str] = []
     for start, stop in itertools.pairwise([*np.flatnonzero(np.diff(group[order], prepend=-1)), len(order)]):
         same = first[order[start:stop]]
         names, labels = ([text.decode() for text in column[same].tolist()] for column in (files, listing["label"]))
