@@ -184,6 +184,8 @@ def remove_leftovers(folder: Path) -> None:
 def unused_folder(out: str | Path) -> Path:
     """The path, if a folder can be made there; InputError where it exists and is not an empty folder."""
     target = Path(out).resolve()
+    if Path(out).name in ("", ".."):
+        raise InputError(f"{out}: name the folder itself")
     if os.path.ismount(target):
         raise InputError(f"{out}: is a mount point; name a folder inside it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -209,6 +211,9 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         try:
             yield folder
             os.replace(folder, target)
+        except OSError as error:
+            error.filename = error.filename or str(out)
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.unlink()

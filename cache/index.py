@@ -187,8 +187,10 @@ class Cache:
 
     @property
     def speakers(self) -> int:
-        """How many speakers are known."""
-        return len(np.unique(self.clips["speaker"][self.clips["speaker"] != b""]))
+        """How many speakers are known; a recording that stands for its own parts is none."""
+        files, speakers = self.clips["clip_id"], self.clips["speaker"]
+        itself = np.char.startswith(files, np.char.add(speakers, b"#t="))
+        return len(np.unique(speakers[(speakers != b"") & ~itself]))
 
     @property
     def test_clips(self) -> int:

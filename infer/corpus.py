@@ -48,7 +48,7 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
     ------
     InputError : a member was trained on some
     """
-    contents = _contents(recordings.paths)
+    contents = contents_of(recordings.paths)
     for member in members:
         if member.trained_on is None:
             why = "which it does not say (an older version trained it, or sidecars were missing)"
@@ -62,7 +62,7 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
             )
 
 
-def _contents(paths: list[str]) -> np.ndarray:
+def contents_of(paths: list[str]) -> np.ndarray:
     """The content of each file as of `train.trained_on` [shape=(n,), dtype=int64]; zero where it cannot be read."""
 
     def digest(path: str) -> str:

@@ -9,7 +9,9 @@ with it, if infer.calibrate was given sounds without the words, the confidence f
 is the only thing that a command writes into what another command made.
 """
 
+import contextlib
 import hashlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,7 +77,7 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[Member], tta: int, ensemble: str = "soft") -> None:
-        self.vote = ENSEMBLES[ensemble]
+        self.vote, self._members, self._tta = ENSEMBLES[ensemble], members, tta
         digests = [*sorted(member.digest for member in members), str(tta)]
         name = f"ensemble-{hashlib.sha256(' '.join(digests).encode()).hexdigest()[:16]}.json"
         self.path = Path(min(members, key=lambda member: member.digest).run) / name
@@ -86,9 +88,26 @@ class Ensemble:
             self.temperature, self.thresholds = _read_calibration(self.path)
             self.calibrated = True
 
+    def describe_doubt(self) -> str:
+        """What infer.calibrate has not done for these members and views, and how to have it done; "" for nothing."""
+        runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in self._members))
+        folds = ",".join(dict.fromkeys(member.fold for member in self._members))
+        remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {self._tta}"
+        if not self.path.exists() and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):
+            return (
+                f"{self.path.parent}: the thresholds there are of other folds or views and do not hold here; {remedy}"
+            )
+        return "" if self.calibrated else f"confidence: too modest until you {remedy}"
+
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Probabilities (n, classes) from those of members and views (members, views, n, classes)."""
         return tempered(self.vote(probs), self.temperature)
+
+
+def _has_thresholds(path: Path) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(_read_calibration(path)[1])
+    return False
 
 
 def _read_calibration(path: Path) -> tuple[float, dict[str, float]]:

@@ -13,7 +13,7 @@ _TRAIN = {field.name: field.default for field in dataclasses.fields(TrainOptions
 
 def trained_runs(runs_dir: str | Path) -> list[str]:
     """Folders of the runs that have a trained fold, sorted."""
-    return sorted({str(path.parent.parent) for path in Path(runs_dir).glob("*/fold*/best.pt")})
+    return sorted({str(path.parent.parent) for path in Path(runs_dir).glob("[!.]*/fold*/best.pt")})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

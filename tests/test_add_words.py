@@ -15,6 +15,7 @@ import soundfile
 import torch
 
 from cache.cli import InputError
+from cache.files import write_sealed
 from cache.index import Cache
 from infer.evaluate.__main__ import main as evaluate
 from tests.conftest import RATE, ROOT, only_cache, synthesise
@@ -121,6 +122,16 @@ def test_the_new_run_is_an_ordinary_one(there: Path, tmp_path: Path, runtime, ca
     output = str(tmp_path / "model.onnx")
     assert export([*JUDGE, "--check", str(judged), "--check-clips", "8", "--output", output]) == 0
     assert "verified" in capsys.readouterr().out
+    card = Path(f"{output}.md").read_text()
+    assert "Words were added later, from these recordings, to the last layer only: `left` (5), `stop` (5)." in card
+    commands = [line for line in card.splitlines() if line.startswith("python -m ")]
+    assert [line.split()[2] for line in commands] == [
+        "pipeline.build_cache",
+        "train.run",
+        "train.add_words",
+        "infer.export",
+    ]
+    assert f"--run {RUN} --audio FOLDER --name {Path(NEW).name}" in commands[2]
 
 
 def test_what_a_checkpoint_holds(there: Path) -> None:
@@ -166,7 +177,10 @@ def test_refusals(new: Path, no_leftovers: Path, capsys: pytest.CaptureFixture) 
     """Each is one line that says what is wrong and what to do, and leaves nothing behind."""
     for flags, expected in (
         (["--run", "runs/none", "--audio", "new"], "runs/none: no trained fold; train one with"),
-        (["--run", RUN, "--audio", "nowhere"], "--audio nowhere: no such folder; expected nowhere/<word>/*.wav"),
+        (
+            ["--run", RUN, "--audio", "nowhere"],
+            "--audio nowhere: no such folder, or none in it; expected nowhere/<word>/*.wav",
+        ),
         ([*FLAGS, "--cache-dir", "nowhere"], "is not there; choose with --cache-dir"),
         ([*FLAGS, "--name", Path(RUN).name], "exists and is not an empty folder; remove it or name another"),
     ):
@@ -184,6 +198,35 @@ def test_words_that_cannot_be_added(tiny: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(new_words, "_FEWEST", 26)
     with pytest.raises(InputError, match=r"new: fewer than 26 recordings of down \(25\), no \(25\), .*; add some"):
         new_words.check_words(cache, ["left"], options)
+
+
+def test_recordings_that_contradict(new: Path, no_leftovers: Path, capsys: pytest.CaptureFixture) -> None:
+    """One recording under two words, a word in another spelling, copies: refused; one heard as another word: said."""
+    for path in new.glob("left/*.wav"):
+        path.write_bytes((new / "left/0.wav").read_bytes())
+    assert "new: fewer than 5 different recordings of" in refused(FLAGS, capsys)
+    shutil.rmtree(new)
+    record(new, 5)
+    shutil.copy(new / "left/0.wav", new / "stop/copy.wav")
+    assert "new: 1 recordings lie under two words; leave each under one" in refused(FLAGS, capsys)
+    (new / "stop/copy.wav").unlink()
+    (new / "stop").rename(new / "Yes")
+    assert f"new: {RUN} knows Yes already" in refused(FLAGS, capsys)
+    (new / "Yes").rename(new / "stop")
+    heard = sorted(Path("data/audio/up").glob("*_nohash_0.wav"))[0]
+    shutil.copy(heard, new / "stop/heard.wav")
+    assert add_words([*FLAGS, "--name", "x" * 201]) == 2
+    assert "too long for the new run's name; choose one with --name" in capsys.readouterr().err
+    assert add_words([*FLAGS, "--name", "../elsewhere"]) == 2
+    capsys.readouterr()
+    write_sealed(Path(RUN) / "ensemble-0.json", {})
+    assert add_words(FLAGS) == 0
+    shown = capsys.readouterr()
+    assert "was trained on 1 of these under other labels, such as stop/heard.wav" in shown.err
+    assert (
+        f"the calibration of {RUN} does not hold for it: python -m infer.calibrate --run {NEW} --folds 0,1" in shown.out
+    )
+    assert f"next: python -m infer.evaluate --run {NEW} --folds 0,1 --split test" in shown.out
 
 
 def test_one_word_of_recorded_speech(mini: Path, new: Path, capsys: pytest.CaptureFixture) -> None:

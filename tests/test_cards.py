@@ -19,6 +19,7 @@ from infer.evaluate.__main__ import main as evaluate
 from infer.export.__main__ import main as export
 from infer.export.card import read_figures
 from infer.members import Member, load_members
+from infer.options import ExportOptions
 from tests.conftest import RATE, only_cache, synthesise
 from tests.test_edited_files import check_refusals, edited
 from tests.words_run import RUN, WORDS
@@ -38,7 +39,7 @@ def members(folds: str = "all") -> list[Member]:
     return load_members([RUN], folds, torch.device("cpu"))
 
 
-def loaded(path: str = "model.md") -> ModelCard:
+def loaded(path: str = "model.safetensors.md") -> ModelCard:
     """A card, after a look at whether it is the same once loaded and written again."""
     text = Path(path).read_text(encoding="utf-8")
     card = ModelCard.load(path)
@@ -129,14 +130,14 @@ def test_any_figures_file(project: Path, capsys: pytest.CaptureFixture) -> None:
     refused = check_refusals(
         edited(parts),
         lambda other: path.write_text(json.dumps({**dict.fromkeys(("hard", "soft", "soft_tta")), **other})),
-        lambda: read_figures(path, judged),
+        lambda: read_figures(path, judged, ExportOptions()),
         "figures.json",
     )
     assert refused == shown
     for content in (b"", b"\xff", b"[" * 100_000, b"3", b'{"clips": NaN}'):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"figures\.json"):
-            read_figures(path, judged)
+            read_figures(path, judged, ExportOptions())
     path.write_text(json.dumps(whole))
     for folds, again in (("0", False), ("all", True)):
         if again:
@@ -170,18 +171,18 @@ def test_damaged_calibrations_and_settings_are_named(project: Path, capsys: pyte
 def test_a_card_replaces_cards_only(project: Path, capsys: pytest.CaptureFixture) -> None:
     """Of an earlier export it does; a page, a list or figures of that name, and the model itself, stay as they are."""
     assert export(EXPORT) == 0
-    first = Path("model.md").read_bytes()
+    first = Path("model.safetensors.md").read_bytes()
     assert export([*EXPORT, "--folds", "0"]) == 0
-    assert Path("model.md").read_bytes() != first
+    assert Path("model.safetensors.md").read_bytes() != first
     clip = project / "data/audio/yes/a0000008_nohash_0.wav"
     for content in (b"# Mine\n", b"---\nlibrary_name: timm\n---\n", b"---\n[\n---\n", b"", b"\xff", str(clip).encode()):
-        Path("model.md").write_bytes(content)
-        assert export([*EXPORT, *(("--check", "model.md") if content == str(clip).encode() else ())]) == 2
+        Path("model.safetensors.md").write_bytes(content)
+        assert export([*EXPORT, *(("--check", "model.safetensors.md") if content == str(clip).encode() else ())]) == 2
         line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith("error: model.md: would be replaced by the card of model.safetensors; choose another")
-        assert Path("model.md").read_bytes() == content
-    assert export([*EXPORT, "--output", "other.md"]) == 2
+        assert line.startswith(
+            "error: model.safetensors.md: would be replaced by the card of model.safetensors; choose another"
+        )
+        assert Path("model.safetensors.md").read_bytes() == content
     Path("figures.json").write_text("{}")
     assert export([*EXPORT, "--output", "figures.json", "--figures", "figures.json"]) == 2
     assert "figures.json is to be read, so it is not written over" in capsys.readouterr().err
-    assert not list(project.glob("other*"))

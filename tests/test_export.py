@@ -133,6 +133,10 @@ def test_fifteen_lines_without_the_project_judge_alike(here: Path, exported: Pat
     statements = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.Import)]
     assert {alias.name for node in statements for alias in node.names} == {"json", "sys", "onnxruntime", "soundfile"}
     assert len([line for line in script.read_text().splitlines() if line]) <= 15
+    soundfile.write(here / "long.wav", np.zeros(RATE + 1), RATE)
+    done = subprocess.run([*map(str, command[:4]), here / "long.wav"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "long.wav: bring it to 16000 Hz and 1.0 s at most" in done.stderr
 
 
 def answers_nan_for_what_is_no_recording(judge: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -128,12 +128,39 @@ def test_thresholds_are_kept_and_used_by_all(
 
     assert export([*MEMBERS, "--check-clips", "2"]) == 0
     assert OnnxModel("model.onnx").thresholds == thresholds
+    (command,) = [line for line in Path("model.onnx.md").read_text().splitlines() if "infer.calibrate --" in line]
+    assert "--negatives FOLDER --false-alarms-per-hour 120" in command
+    capsys.readouterr()
+    other = ["--run", RUN, "--tta", "2", "--device", "cpu"]
+    for use in (
+        lambda: predict([*other, "--input", str(unheard), "--output", "one.csv"]),
+        lambda: export([*other, "--check-clips", "2", "--output", "one.onnx"]),
+        lambda: evaluate([*other, "--input", str(unheard)]),
+    ):
+        assert use() == 0
+        assert "are of other folds or views and do not hold here; run" in "".join(capsys.readouterr())
     assert report([*MEMBERS, "--input", str(unheard), "--negatives", str(negatives)]) == 0
     assert '"false_alarms_per_hour"' in Path("report.html").read_text()
     capsys.readouterr()
     assert calibrate([*MEMBERS, "--input", str(unheard)]) == 0
     assert "are dropped; add --negatives" in capsys.readouterr().err
     assert "thresholds" not in read_sealed(kept)
+
+
+def test_thresholds_need_no_errors(project: Path, negatives: Path, unheard: Path, capsys) -> None:
+    """Where too few clips are judged wrongly for a temperature, it stays 1, and thresholds are chosen nevertheless."""
+    for path in sorted(unheard.glob("*/*.wav"))[::6]:
+        (project / "few" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, project / "few" / path.parent.name)
+    flags = [*MEMBERS, "--input", "few"]
+    assert calibrate(flags) == 2
+    capsys.readouterr()
+    assert calibrate([*flags, "--negatives", str(negatives), "--false-alarms-per-hour", "120"]) == 0
+    assert "the temperature stays 1; judged wrongly" in capsys.readouterr().err
+    (kept,) = Path(RUN).glob("ensemble-*.json")
+    content = read_sealed(kept)
+    assert content["temperature"] == 1
+    assert content["thresholds"].keys() == {*WORDS, "noise"}
 
 
 def test_what_cannot_tell_is_refused(
@@ -159,6 +186,10 @@ def test_what_cannot_tell_is_refused(
         evaluate, *both[:2], "--negatives", str(negatives.parent / "parts.csv")
     )
     assert "leave out --ensemble hard" in refused(evaluate, *both, "--ensemble", "hard")
+    word = next(unheard.rglob("*.wav"))
+    shutil.copy(word, negatives / "copy.wav")
+    assert "1 of its recordings are also given as words, such as copy.wav" in refused(evaluate, *both)
+    (negatives / "copy.wav").unlink()
     (trained,) = sorted(Path("data/audio/yes").glob("a0000001_nohash_0.wav"))
     shutil.copy(trained, negatives / "copy.wav")
     assert "was trained on 1 of its 3 recordings, such as copy.wav" in refused(evaluate, "--split", "test", *both[2:])

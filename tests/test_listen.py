@@ -158,6 +158,10 @@ def test_flags_of_windows_mean_the_same(heard) -> None:
         (b"RIFFxxxxWAVEgarbage and more garbage", (), "a WAV header that is damaged"),
         (wav(talk(), kind="FLAC"), (), "neither WAV nor raw; decode it"),
         (b"RIFFxxxxAVI LIST", (), "a WAV header that is damaged"),
+        (wav(talk(), kind="W64"), (), "neither WAV nor raw; decode it"),
+        (wav(talk(), kind="MP3", subtype="MPEG_LAYER_III"), (), "neither WAV nor raw; decode it"),
+        (b"\x1aE\xdf\xa3\x9fB\x86\x81webm", (), "neither WAV nor raw; decode it"),
+        (b"\0\0\0\x20ftypM4A \0\0\0\0", (), "neither WAV nor raw; decode it"),
         (b"", ("--onnx", "model.onnx", "--run", RUN), "two answers to one question"),
         (b"", ("--microphone", "x"), "leave one out"),
         (wav(talk(), subtype="PCM_24"), (), "24 bits, 1 channels, 16000 Hz; expected integers of 16 or 32 bits"),
@@ -261,7 +265,27 @@ def test_a_reader_that_closes_the_pipe_ends_it_quietly(here: Path, model: str) -
             process.stdin.write(wav(talk()))
             process.stdin.close()
         assert process.wait() == 141
-        assert process.stderr.read() == b""
+        said = process.stderr.read().splitlines()
+        assert all(line.startswith(b"confidence: too modest") for line in said)
+
+
+def test_standard_input_that_is_closed(here: Path, model: str) -> None:
+    """As with <&-: one line."""
+    command = f"{sys.executable} -m infer.listen - --onnx {model} <&-"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard input is closed;")
+
+
+def test_what_follows_the_sound_of_a_long_file_is_no_sound(heard) -> None:
+    """An RF64 says the length of its sound in a part of its own; behind it may be anything."""
+    sound = wav(talk(), kind="RF64")
+    assert sound[:4] == b"RF64"
+    more = sound + b"LIST" + (64000).to_bytes(4, "little") + 32000 * b"ab"
+    status, found, error = heard(more)
+    assert (status, found) == heard(sound)[:2]
+    assert "9.1 s heard" in error
 
 
 @pytest.fixture

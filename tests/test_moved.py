@@ -39,8 +39,8 @@ def worst(page: str) -> list[dict[str, Any]]:
 
 
 def warnings(error: str) -> str:
-    """What is on stderr, but for predict's line about a run that is not calibrated yet."""
-    return "".join(line for line in error.splitlines(keepends=True) if "until you run infer.calibrate" not in line)
+    """What is on stderr, but for the line about a run that is not calibrated yet."""
+    return "".join(line for line in error.splitlines(keepends=True) if "until you run python -m infer.calibrate" not in line)
 
 
 def test_a_moved_project_keeps_its_recordings(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from train.folds import select_fold
 from train.last_layer import Backbone, fit_last_layer
 from train.options import AddWordsOptions
 from train.record import describe_surroundings, write_config
-from train.trained_on import contents_trained_on
+from train.trained_on import clip_contents, contents_trained_on
 from train.world import World
 
-_FEWEST = 5  # recordings of a word
+_FEWEST = 5  # different recordings of a word
+_LONGEST_NAME = 200  # bytes of the new run's
 _OLD_CLIPS = 100  # of each word that the run knows, to fit with, and as many that its fold held out, to calibrate with
 _VIEWS = 8  # of each new recording, all but the first augmented, in the way that the run was trained with
 _PARTS = 3  # of the new recordings: each is judged by a layer that was fitted without it
@@ -40,7 +42,8 @@ def add_words(options: AddWordsOptions, world: World) -> int:
     ------
     InputError : no such run or recordings, words that the run knows, too few recordings, or a run of that name is there
     """
-    run, trained = Path(options.run), _read_folds(Path(options.run))
+    run = Path(options.run) if Path(options.run).name not in ("", "..") else Path(options.run).resolve()
+    trained = _read_folds(run)
     first = next(iter(trained))
     config = FeatureConfig.from_dict(trained[first]["features"], str(first))
     old = find_trained_cache(options.cache_dir, config, trained[first]["split_digest"], first)
@@ -48,7 +51,11 @@ def add_words(options: AddWordsOptions, world: World) -> int:
         raise InputError(f"{run}: has new words already; add them together with these to the run that was trained")
     with recordings_as_cache(options.audio, config) as new:
         counts = check_words(new, old.classes, options)
-        target = run.parent / (options.name or "+".join([run.name, *counts]))
+        name = options.name or "+".join([run.name, *counts])
+        if len(name.encode()) > _LONGEST_NAME:
+            raise InputError(f"{name[:60]}…: too long for the new run's name; choose one with --name")
+        target = run.parent / name
+        _say_heard(new, trained)
         with new_folder(target) as folder:
             for path, saved in trained.items():
                 content = _refit(path, saved, old, new, world)
@@ -58,7 +65,11 @@ def add_words(options: AddWordsOptions, world: World) -> int:
                 write_config(folder / path.parent.name, {**kept, **origin})
                 save_checkpoint(folder / path.parent.name / path.name, content)
     say(f"{target}: folds: {len(trained)}, labels: {len(old.classes) + len(counts)}, new: {', '.join(counts)}")
-    say(f"next: python -m infer.evaluate --run {shlex.quote(str(target))} --split test")
+    folds = ",".join(path.parent.name.removeprefix("fold") for path in trained)
+    named = f"--run {shlex.quote(str(target))} --folds {folds}"
+    if any(run.glob("ensemble-*.json")):
+        say(f"the calibration of {options.run} does not hold for it: python -m infer.calibrate {named} --input FOLDER")
+    say(f"next: python -m infer.evaluate {named} --split test")
     return EXIT_OK
 
 
@@ -83,8 +94,8 @@ def recordings_as_cache(audio: str, config: FeatureConfig) -> Iterator[Cache]:
     ------
     InputError : no such folder, a recording that cannot be used, or whatever the build says
     """
-    if not Path(audio).is_dir():
-        raise InputError(f"--audio {audio}: no such folder; expected {audio}/<word>/*.wav")
+    if not Path(audio).is_dir() or not any(path.is_dir() for path in Path(audio).iterdir()):
+        raise InputError(f"--audio {audio}: no such folder, or none in it; expected {audio}/<word>/*.wav")
     names = "sample_rate clip_seconds n_fft n_mels fmin fmax top_db normalize".split()
     flags = {name: getattr(config, name) for name in names}
     flags |= {"width": config.n_frames, "win_length": config.win_length or config.n_fft}
@@ -115,6 +126,8 @@ def _describe_failure(audio: str, folder: Path, said: str) -> str:
         return f"{audio}: recordings that cannot be used: {len(rejected)}, such as {such}; repair or remove them"
     lines = said.strip().splitlines() or ["no reason given"]
     known = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if known and "fewer speakers (or clips) than" in known[-1]:  # than the build's folds, which nobody asked for
+        return f"{audio}: fewer than {_FEWEST} different recordings of a word; add some"
     return known[-1] if known else f"{audio}: its features could not be computed ({lines[-1]})"
 
 
@@ -125,9 +138,15 @@ def check_words(new: Cache, known: list[str], options: AddWordsOptions) -> dict[
     ------
     InputError : of some there are too few, or the run knows them
     """
-    targets = new.clips["target"][new.clips["split"] == TRAIN]
-    counts = dict(zip(new.classes, np.bincount(targets, minlength=len(new.classes)).tolist(), strict=True))
-    if twice := [word for word in counts if word in known]:
+    own = new.clips["split"] == TRAIN
+    contents, targets = np.asarray(clip_contents(new))[own], new.clips["target"][own]
+    different = np.unique(np.stack([contents, targets]), axis=1)
+    counts = dict(zip(new.classes, np.bincount(different[1], minlength=len(new.classes)).tolist(), strict=True))
+    several = np.unique(different[0], return_counts=True)[1] > 1
+    if several.any():
+        raise InputError(f"{options.audio}: {several.sum()} recordings lie under two words; leave each under one")
+    spoken = {_alike(word) for word in known}
+    if twice := [word for word in counts if _alike(word) in spoken]:
         raise InputError(
             f"{options.audio}: {options.run} knows {', '.join(twice)} already; leave out what is not new, or train "
             "again on a corpus with these recordings"
@@ -135,6 +154,22 @@ def check_words(new: Cache, known: list[str], options: AddWordsOptions) -> dict[
     if few := [f"{word} ({count})" for word, count in counts.items() if count < _FEWEST]:
         raise InputError(f"{options.audio}: fewer than {_FEWEST} recordings of {', '.join(few)}; add some")
     return counts
+
+
+def _alike(word: str) -> str:
+    """One spelling of all those that look the same, or differ in their capitals only."""
+    return unicodedata.normalize("NFC", word).casefold()
+
+
+def _say_heard(new: Cache, trained: dict[Path, dict[str, Any]]) -> None:
+    """Say on stderr which of the new recordings the run was trained on as something else."""
+    contents = np.asarray(clip_contents(new))
+    for path, saved in trained.items():
+        heard = saved.get("heard")
+        known = np.isin(contents, [] if heard is None else heard.numpy())
+        if known.any():
+            such = new.clips["clip_id"][int(known.argmax())].decode()
+            say(f"{path}: was trained on {known.sum()} of these under other labels, such as {such}", error=True)
 
 
 def _refit(path: Path, saved: dict[str, Any], old: Cache, new: Cache, world: World) -> dict[str, Any]:

@@ -111,3 +111,8 @@ class AddWordsOptions(Flags):
     name: str | None = flag(None, "name of the new run, which lies beside the other (default: its name + the words)")
     cache_dir: str = flag("data/cache", "where cache folders are")
     device: str = flag("auto", "device", choices=("auto", "cpu", "cuda"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name and "/" in self.name:
+            raise InputError(f"--name {self.name}: a name, not a path; the new run lies beside the other")

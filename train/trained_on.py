@@ -33,7 +33,7 @@ def contents_trained_on(
     torch.Tensor [shape=(m,), dtype=int64], sorted; None where a sidecar is gone or odd, or a checkpoint does not say
     """
     try:
-        contents = _contents(cache)
+        contents = clip_contents(cache)
     except (LookupError, OverflowError, TypeError, ValueError):
         contents = None  # of a sidecar that no build wrote
     before = [checkpoint.get("heard") for checkpoint in earlier]
@@ -58,7 +58,7 @@ def own_checkpoint(path: str | None) -> list[dict[str, Any]]:
         return []
 
 
-def _contents(cache: Cache) -> np.ndarray | None:
+def clip_contents(cache: Cache) -> np.ndarray | None:
     """The content of every clip in the clip table [shape=(n_clips,), dtype=int64]."""
     sidecars = read_sidecars(cache.folder, cache.config)
     first = np.zeros(1 + max((shard["number"] for shard in cache.index["shards"]), default=0), np.int64)

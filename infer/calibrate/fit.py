@@ -10,7 +10,7 @@ from infer.corpus import labelled_recordings
 from infer.detections import thresholds_of
 from infer.ensemble import Ensemble, soft_vote
 from infer.evaluate.false_alarms import find_false_alarms
-from infer.labelled import judge_labelled
+from infer.labelled import JudgedClips, judge_labelled
 from infer.members import Member, load_alike
 from infer.options import CalibrateOptions
 from infer.scoring import reliability
@@ -43,19 +43,7 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     judged = judge_labelled(members, world.decide(lambda: labelled_recordings(members, options)), options, world)
     ensemble = Ensemble(members, options.tta)
     mean = soft_vote(judged.probs)
-    wrong = int((mean.argmax(axis=1) != judged.targets).sum())
-    remedy = "use --input FOLDER with more recordings, or train with a larger --hold-back"
-    if len(mean) < _FEWEST_CLIPS or wrong < _FEWEST_ERRORS:
-        raise InputError(
-            f"judged wrongly: {wrong} of {len(mean)} clips; a temperature needs {_FEWEST_ERRORS} errors or more among "
-            f"{_FEWEST_CLIPS} clips or more: {remedy}"
-        )
-    if wrong < FEW_ERRORS and world.is_main:
-        say(f"the temperature rests on {wrong} errors, and so is uncertain; {remedy}", error=True)
-    temperature = _temperature_of(mean, judged.targets)
-    if not options.source and all(member.calibrated for member in members):
-        singles = [_temperature_of(probs[0], judged.targets) for probs in judged.probs]
-        temperature = float(np.clip(temperature / np.exp(np.log(singles).mean()), *RANGE))
+    temperature = _fit(mean, judged, members, options, world)
     if ensemble.thresholds and not options.negatives and world.is_main:
         say("its thresholds were of another temperature and are dropped; add --negatives to keep some", error=True)
     ensemble.temperature, ensemble.thresholds = temperature, {}
@@ -71,7 +59,7 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
         "after": after,
     }
     if options.negatives:
-        content |= _thresholds(members, ensemble, options, world)
+        content |= _thresholds(members, ensemble, judged, options, world)
     if world.is_main:
         write_sealed(ensemble.path, content, indent=1)
         say(f"{len(members)} members, {options.tta} views, {len(mean):,} clips that none was trained on")
@@ -86,7 +74,34 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     return EXIT_INCOMPLETE if judged.unreadable else EXIT_OK
 
 
-def _thresholds(members: list[Member], ensemble: Ensemble, options: CalibrateOptions, world: World) -> dict[str, Any]:
+def _fit(
+    mean: np.ndarray, judged: JudgedClips, members: list[Member], options: CalibrateOptions, world: World
+) -> float:
+    """The temperature of the mean; 1 where it would be chance, but thresholds, which hold at any, are wanted."""
+    wrong = int((mean.argmax(axis=1) != judged.targets).sum())
+    remedy = "use --input FOLDER with more recordings, or train with a larger --hold-back"
+    if len(mean) < _FEWEST_CLIPS or wrong < _FEWEST_ERRORS:
+        few = (
+            f"judged wrongly: {wrong} of {len(mean)} clips; a temperature needs {_FEWEST_ERRORS} errors or more among "
+        )
+        few += f"{_FEWEST_CLIPS} clips or more: {remedy}"
+        if not options.negatives:
+            raise InputError(few)
+        if world.is_main:
+            say(f"the temperature stays 1; {few}", error=True)
+        return 1.0
+    if wrong < FEW_ERRORS and world.is_main:
+        say(f"the temperature rests on {wrong} errors, and so is uncertain; {remedy}", error=True)
+    temperature = _temperature_of(mean, judged.targets)
+    if options.source or not all(member.calibrated for member in members):
+        return temperature
+    singles = [_temperature_of(probs[0], judged.targets) for probs in judged.probs]
+    return float(np.clip(temperature / np.exp(np.log(singles).mean()), *RANGE))
+
+
+def _thresholds(
+    members: list[Member], ensemble: Ensemble, judged: JudgedClips, options: CalibrateOptions, world: World
+) -> dict[str, Any]:
     """Per label the lowest threshold that keeps its false alarms to what is wanted.
 
     Raises
@@ -94,7 +109,7 @@ def _thresholds(members: list[Member], ensemble: Ensemble, options: CalibrateOpt
     InputError : too few hours to tell
     """
     folder, wanted = str(options.negatives), float(options.false_alarms_per_hour or 0)
-    alarms = find_false_alarms(folder, members, ensemble, options, world)
+    alarms = find_false_alarms(folder, members, ensemble, judged, options, world)
     if alarms.hours * wanted < 1:
         least = f"{1 / wanted:.1f} hours or more" if wanted else "a number above 0"
         raise InputError(

@@ -64,5 +64,6 @@ def _print_accuracies(figures: dict[str, Any]) -> None:
     cells = [(name, f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}") for name, row in rows]
     print_table(f"{figures['source']}: {figures['clips']:,} clips", cells, ("", "accuracy", "95% interval"))
     if figures.get("ece") is not None:
-        remedy = "" if figures["calibrated"] else " (not calibrated yet: python -m infer.calibrate)"
-        say(f"expected calibration error of the last row: {figures['ece']:.4f}{remedy}")
+        say(f"expected calibration error of the last row: {figures['ece']:.4f}")
+        if figures["doubt"]:
+            say(figures["doubt"])

@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import numpy as np
 
 from cache.cli import InputError
-from infer.corpus import check_not_trained_on
+from infer.corpus import check_not_trained_on, contents_of
 from infer.ensemble import Ensemble
 from infer.labelled import JudgedClips
 from infer.members import Member
@@ -19,6 +18,7 @@ from pipeline.wake_words import SILENCE, UNKNOWN
 from train.world import World
 
 _THRESHOLDS = [0.5, *(round(1 - 10 ** (-step / 10), 6) for step in range(4, 41))]  # to 0.9999
+_NO_WORDS = (UNKNOWN, SILENCE)
 _STEP = 1e-6  # between two confidences, see `infer.detections`
 
 
@@ -43,22 +43,26 @@ class FalseAlarms:
 
 
 def find_false_alarms(
-    folder: str, members: list[Member], ensemble: Ensemble, options: EnsembleOptions, world: World
+    folder: str, members: list[Member], ensemble: Ensemble, words: JudgedClips, options: EnsembleOptions, world: World
 ) -> FalseAlarms:
     """Judge recordings of any length, divided over the ranks, as predict --windows does.
 
+    Parameters
+    ----------
+    words : recordings of the words, none of which may be among them
+
     Raises
     ------
-    InputError : nothing there, a recording that cannot be read, or one that a member was trained on
+    InputError : nothing there, a recording that cannot be read, that a member was trained on, or that is of a word
     """
     classes = members[0].classes
-    recordings = world.decide(functools.partial(_recordings, folder, members))
+    recordings = world.decide(functools.partial(_recordings, folder, members, words))
     judged = judge_in_windows(members, ensemble, recordings.paths, None, np.zeros(len(classes)), options, world)
     errors = [error for files in judged for error in files.errors]
     for name, error in zip(recordings.names, errors, strict=True):
         if error:
             raise InputError(f"{folder}: {name}: {error}; repair or remove it")
-    found: dict[str, list[float]] = {label: [] for label in classes if label not in (UNKNOWN, SILENCE)}
+    found: dict[str, list[float]] = {label: [] for label in classes if label not in _NO_WORDS}
     for detection in (each for files in judged for of_file in files.detections for each in of_file):
         if detection.label in found:
             found[detection.label].append(detection.confidence)
@@ -68,10 +72,17 @@ def find_false_alarms(
     return FalseAlarms(folder, hours, {label: np.sort(each)[::-1] for label, each in found.items()})
 
 
-def _recordings(folder: str, members: list[Member]) -> Recordings:
+def _recordings(folder: str, members: list[Member], words: JudgedClips) -> Recordings:
     recordings = list_recordings(folder)
-    first = {os.path.realpath(path): at for at, path in reversed(list(enumerate(recordings.paths)))}
-    recordings = recordings.select(sorted(first.values()))  # named twice they would count twice
+    contents = contents_of(recordings.paths)
+    first = np.unique(contents, return_index=True)[1]  # of copies, which would count twice
+    recordings, contents = recordings.select(np.sort(first).tolist()), contents[np.sort(first)]
+    alarming = [label not in _NO_WORDS for label in members[0].classes]
+    of_words = [path for path, target in zip(words.paths, words.targets.tolist(), strict=True) if alarming[target]]
+    spoken = np.isin(contents, contents_of(of_words))
+    if spoken.any():
+        name = recordings.names[int(spoken.argmax())]
+        raise InputError(f"{folder}: {spoken.sum():,} of its recordings are also given as words, such as {name}")
     check_not_trained_on(recordings, members, folder)
     return recordings
 

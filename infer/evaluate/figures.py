@@ -43,7 +43,7 @@ def judge_and_measure(
     figures = ensemble_figures(members, clips, options.source or "the split test")
     if options.negatives:
         ensemble = Ensemble(members, options.tta)
-        alarms = find_false_alarms(options.negatives, members, ensemble, options, world)
+        alarms = find_false_alarms(options.negatives, members, ensemble, clips, options, world)
         figures["false_alarms"] = false_alarm_figures(
             alarms, clips, ensemble(clips.probs), members[0].classes, ensemble.thresholds
         )
@@ -71,6 +71,7 @@ def ensemble_figures(members: list[Member], clips: JudgedClips, source: str) -> 
         "tta": probs.shape[1],
         "unreadable": clips.unreadable,
         "calibrated": ensemble.calibrated,
+        "doubt": ensemble.describe_doubt(),
         "ece": reliability(verdict.max(axis=1), verdict.argmax(axis=1) == targets)[0],
     }
 

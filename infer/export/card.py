@@ -25,7 +25,7 @@ from infer.members import Member
 from infer.options import CalibrateOptions, ExportOptions
 from pipeline.options import BuildOptions
 from train.checkpoint import fits
-from train.options import TrainOptions
+from train.options import AddWordsOptions, TrainOptions
 
 LIBRARY = "melshard"
 # the least that is read of each file, as in `train.checkpoint`
@@ -37,7 +37,8 @@ _FIGURES |= {"recall": [{"label": "", "clips": 1, "recall": 0.0}]}
 _FIGURES |= {"robustness": ({"score": 0.0, "clean": _SHARES, "conditions": [_CONDITION]}, ...)}
 _CERTAINTY = {"confidence": 0.0, "ece": 0.0}
 _CALIBRATION = {"clips": 1, "before": _CERTAINTY, "after": _CERTAINTY, "false_alarms_per_hour": (0.0, ...)}
-_CONFIG = {"versions": {"python": "", "torch": "", "timm": ""}, "git_commit": ("", None)}
+_CONFIG: dict[str, Any] = {"versions": {"python": "", "torch": "", "timm": ""}, "git_commit": ("", None)}
+_CONFIG |= {"added": ({"run": "", "recordings": {}}, ...)}
 
 
 def card_path(output: Path) -> Path:
@@ -47,25 +48,29 @@ def card_path(output: Path) -> Path:
     ------
     InputError : something else lies there
     """
-    path = output.with_suffix(".md")
+    path = output.with_name(f"{output.name}.md")
     try:
         ours = not path.exists() or (metadata_load(path) or {}).get("library_name") == LIBRARY
     except (ValueError, YAMLError):
         ours = False
-    if path == output or not ours:
+    if not ours:
         raise InputError(f"{path}: would be replaced by the card of {output}; choose another --output, or move it away")
     return path
 
 
-def read_figures(path: Path, members: list[Member]) -> dict[str, Any]:
+def read_figures(path: Path, members: list[Member], options: ExportOptions) -> dict[str, Any]:
     """Read what ``infer.evaluate --json`` wrote.
 
     Raises
     ------
-    InputError : not such a file, or figures of other members
+    InputError : not such a file, or figures of other members or views
     """
     again = "write it with python -m infer.evaluate --json FILE"
     figures = _read(path, _FIGURES, again)
+    if figures.get("tta", options.tta) != options.tta:
+        raise InputError(
+            f"{path}: figures of {figures['tta']} views, the file has {options.tta}; use --tta {figures['tta']}"
+        )
     judged = sorted((row["member"], row["digest"]) for row in figures["members"])
     if judged != sorted((member.name, member.digest) for member in members):
         raise InputError(f"{path}: figures of other members, or of an earlier training; {again}")
@@ -80,12 +85,12 @@ def write_card(output: Path, members: list[Member], ensemble: Ensemble, options:
     ------
     InputError : a file that it is taken from is damaged, or ``--figures`` are of other members
     """
-    classes, config = members[0].classes, members[0].path.with_name("config.json")
+    classes = members[0].classes
     firsts = [member for n, member in enumerate(members) if member.run not in [each.run for each in members[:n]]]
     corpora = [(member, _unless_gone(find_member_cache, member, options.cache_dir)) for member in firsts]
     clips = _unless_gone(out_of_fold, members, options.cache_dir)
     measured = [out_of_fold_figures(members, *clips)] if clips else []
-    measured += [read_figures(Path(options.figures), members)] if options.figures else []
+    measured += [read_figures(Path(options.figures), members, options)] if options.figures else []
     figures = list({each["source"]: each for each in measured}.values())
     least = _CALIBRATION | {"thresholds": (dict.fromkeys(classes, (0.0, ...)), ...)}
     data = ModelCardData(
@@ -99,9 +104,12 @@ def write_card(output: Path, members: list[Member], ensemble: Ensemble, options:
     )
     facts: dict[str, Any] = {"file": output.name, "members": members, "classes": classes, "config": members[0].config}
     facts |= {"options": options, "ensemble": ensemble, "corpora": corpora, "figures": figures}
-    facts["commands"] = list(map(printable, _commands(corpora, members, ensemble, options)))
-    facts["calibration"] = _read(ensemble.path, least, "run infer.calibrate again") if ensemble.path.exists() else None
-    facts["trained_with"] = _read(config, _CONFIG, "remove it, or train again") if config.exists() else None
+    calibration = _read(ensemble.path, least, "run infer.calibrate again") if ensemble.path.exists() else None
+    configs = [(member.run, member.path.with_name("config.json")) for member in firsts]
+    read = {run: _read(path, _CONFIG, "remove it, or train again") for run, path in configs if path.exists()}
+    added = {run: config["added"] for run, config in read.items() if "added" in config}
+    facts["commands"] = list(map(printable, _commands(corpora, members, added, calibration, options)))
+    facts |= {"calibration": calibration, "added": added, "trained_with": read.get(members[0].run)}
     template = str(Path(__file__).with_name("card.md"))
     return f"{ModelCard.from_template(data, template, code=code, n='{:,}'.format, **facts)}\n"
 
@@ -141,27 +149,40 @@ def _result(figures: dict[str, Any]) -> EvalResult:
     return EvalResult(*kinds, "accuracy", value, dataset_split=source, metric_name=name, metric_args=about)
 
 
-def _commands(corpora: list, members: list[Member], ensemble: Ensemble, options: ExportOptions) -> list[str]:
+def _commands(
+    corpora: list,
+    members: list[Member],
+    added: dict[str, Any],
+    calibration: dict[str, Any] | None,
+    options: ExportOptions,
+) -> list[str]:
     """What was typed to make the model, but for places and for what changes no result."""
     commands, runs = [], ""
     for member, cache in corpora:
         config, name, split = member.config, Path(member.run).name, cache.index["split"] if cache else {}
+        trained = Path(added[member.run]["run"]).name if member.run in added else name
         build = dataclasses.asdict(config) | {"width": config.n_frames}
         build |= {"kfold": split, "official": {"split": "official"}}.get(str(split.get("split")), {})
         usual: Any = BuildOptions(width=config.n_mels, fmax=config.sample_rate / 2, win_length=0)
         commands.append(_command("pipeline.build_cache", build, usual))
         train = {key: member.options.get(key) for key in [*TrainOptions().resume_key(), "patience"]}
-        train |= {"n_mels": config.n_mels, "width": config.n_frames, "name": name}
+        train |= {"n_mels": config.n_mels, "width": config.n_frames, "name": trained}
         train["weights"] = "FILE" if train["weights"] else None
         train["teacher"] = f"runs/{Path(str(train['teacher'])).name}" if train["teacher"] else None
         named = TrainOptions(model=train["model"], n_mels=config.n_mels, width=config.n_frames).run_name
         folds = ["all"] if options.folds == "all" else [each.fold for each in members if each.run == member.run]
         usual = TrainOptions(width=config.n_mels, name=named)
         commands += [f"{_command('train.run', train, usual)} --fold {fold}" for fold in folds]
+        if member.run in added:
+            words = {"run": f"runs/{trained}", "audio": "FOLDER", "name": name}
+            commands.append(_command("train.add_words", words, AddWordsOptions()))
         runs += " --run " + shlex.quote(f"runs/{name}")
     export = {"folds": options.folds, "tta": options.tta, "format": options.format, "int8": options.int8}
-    if ensemble.path.exists():
-        commands.append(_command("infer.calibrate", export, CalibrateOptions()) + runs)
+    if calibration:
+        chosen: dict[str, Any] = {"input": "FOLDER"} if added else {}
+        if calibration.get("thresholds"):
+            chosen |= {"negatives": "FOLDER", "false_alarms_per_hour": calibration.get("false_alarms_per_hour", "N")}
+        commands.append(_command("infer.calibrate", export | chosen, CalibrateOptions()) + runs)
     return list(dict.fromkeys([*commands, _command("infer.export", export, ExportOptions()) + runs]))
 
 

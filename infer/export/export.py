@@ -80,15 +80,18 @@ def export(options: ExportOptions, world: World) -> int:
     measured = [_Measured("predict", "", speed, probs)]
     with kind.placed(output) as temporary:
         kind.write(network, clips.shape[1], _metadata(members, ensemble, options), temporary)
-        measured.append(_measure(temporary, output, clips, options))
+        measured.append(_measure(temporary, output.name, clips, options))
         _verify(output, measured[-1].probs, probs, recordings.names)
         if smaller:
             with contextlib.nullcontext(temporary) if smaller == output else kind.placed(smaller) as quantised:
                 kind.quantise(temporary, quantised, others)
-                measured.append(_measure(quantised, smaller, clips, options))
+                name = f"{output.name}, int8" if smaller == output else smaller.name
+                measured.append(_measure(quantised, name, clips, options))
         write_atomic(card, about.encode())
     _print_measured(f"CPU, {len(clips)} clips of {title}", measured, _targets(recordings, members, source))
     say(f"{output}: {len(members)} members, {options.tta} views; verified; described in {card}")
+    if doubt := ensemble.describe_doubt():
+        say(doubt, error=True)
     if kind is web:
         say(f"next: python -m http.server --directory {shlex.quote(str(output))}, then open http://localhost:8000")
     return EXIT_OK
@@ -151,15 +154,15 @@ def _targets(recordings: Recordings, members: list[Member], source: str) -> np.n
     return targets
 
 
-def _measure(file: Path, output: Path, clips: np.ndarray, options: ExportOptions) -> _Measured:
-    """Run the file that becomes `output` on clips [shape=(n, samples)]."""
+def _measure(file: Path, name: str, clips: np.ndarray, options: ExportOptions) -> _Measured:
+    """Run the file that is to be called `name` on clips [shape=(n, samples)]."""
     run = FORMATS[options.format].run(file)
     run(clips[:1])  # the first call of a runtime takes longer
     started = time.perf_counter()
     probs = np.concatenate([run(np.stack(batch)) for batch in batched(clips, options.batch_size)])
     speed = len(clips) / (time.perf_counter() - started)
     size = sum(each.stat().st_size for each in file.iterdir()) if file.is_dir() else file.stat().st_size
-    return _Measured(output.name, f"{size / 1e6:.1f}", speed, probs)
+    return _Measured(name, f"{size / 1e6:.1f}", speed, probs)
 
 
 def _verify(output: Path, found: np.ndarray, expected: np.ndarray, names: list[str]) -> None:

@@ -57,6 +57,7 @@ def write(module: WaveformEnsemble, samples: int, metadata: dict[str, str], fold
         "title": metadata["members"].split(",")[0].split("/")[0],
         "classes": classes,
         "thresholds": [thresholds.get(label, WINDOW_THRESHOLD) for label in classes],
+        "believed": [thresholds.get(label, 0) for label in classes],
         "rate": int(metadata["sample_rate"]),
         "samples": samples,
         "model": _MODEL,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cache.cli import EXIT_OK, say
+from cache.cli import EXIT_OK, InputError, say
 from infer.detections import Detection, Detector, hop_samples, thresholds_of
 from infer.listen.sound import Sound, microphone, standard_input
 from infer.options import WINDOW_THRESHOLD, ListenOptions
@@ -48,6 +48,8 @@ def listen(options: ListenOptions, model: Model) -> int:
     """
     listener = _Listener(options, model)
     if options.source:
+        if sys.stdin is None:
+            raise InputError("standard input is closed; pipe sound into it, or leave out -")
         listener.listen(standard_input(sys.stdin.buffer, options))
     else:
         with microphone(options.microphone, model.sample_rate) as sound:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from cache.cli import say
 from infer.ensemble import Ensemble
 from infer.judge import Judge
 from infer.listen.listen import keeps_up
@@ -43,7 +44,10 @@ def loaded(options: ListenOptions, world: World) -> Iterator[EnsembleModel]:
     """The model that the flags name, in one thread where that is enough."""
     members = load_alike(options, world)
     with contextlib.closing(Judge(members, first_views(options.tta), world.device)) as judge:
-        model, threads = EnsembleModel(judge, Ensemble(members, options.tta)), torch.get_num_threads()
+        ensemble, threads = Ensemble(members, options.tta), torch.get_num_threads()
+        if doubt := ensemble.describe_doubt():
+            say(doubt, error=True)
+        model = EnsembleModel(judge, ensemble)
         torch.set_num_threads(1)
         if not keeps_up(model):
             torch.set_num_threads(threads)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import queue
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -16,7 +17,10 @@ from pipeline.decode import MAX_CHANNELS, RATES
 ENCODINGS = {"s16": "<i2", "s32": "<i4", "f32": "<f4"}
 _WAV_CODES = {(1, 16): "s16", (1, 32): "s32", (3, 32): "f32"}  # format tag and bits
 _UNKNOWN_SIZE = 0x7FFF0000  # bytes; programs that write to a pipe state so many or more, or none
-_OTHERS = (b"fLaC", b"OggS", b"FORM", b"RIFX", b"caff", b".snd", b"ID3")  # how files begin that are neither
+_OTHERS = re.compile(
+    rb"fLaC|OggS|FORM|RIFX|caff|\.snd|ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]|riff|\x1aE\xdf\xa3|....ftyp", re.DOTALL
+)
+"""How files begin that are neither: FLAC, Ogg, AIFF, CAF, AU, MP3, W64, WebM, MP4."""
 _READ = 1 << 16  # bytes at most
 _MOST_HEADER = 1 << 24  # bytes of one part of a WAV header
 _SILENT_SECONDS = 3.0  # without a single block; after twice as many a microphone counts as gone
@@ -48,11 +52,11 @@ def standard_input(stream: BinaryIO, options: ListenOptions) -> Sound:
     ------
     InputError : a WAV header that is damaged, or of an encoding that is not listed
     """
-    begin = stream.read(4)
-    if begin.startswith(_OTHERS):
+    begin = stream.read(12)
+    if _OTHERS.match(begin):
         raise InputError("standard input: neither WAV nor raw; decode it, such as with ffmpeg -i FILE -f wav -")
-    if begin in (b"RIFF", b"RF64"):
-        encoding, channels, rate, size = _read_wav_header(stream)
+    if begin[:4] in (b"RIFF", b"RF64"):
+        encoding, channels, rate, size = _read_wav_header(stream, begin[8:])
         begin = b""
     else:
         encoding, channels, rate, size = options.encoding, options.channels, options.rate, None
@@ -60,15 +64,15 @@ def standard_input(stream: BinaryIO, options: ListenOptions) -> Sound:
     return Sound("standard input", rate, blocks, Overruns())  # a pipe waits, nothing is lost in it
 
 
-def _read_wav_header(stream: BinaryIO) -> tuple[str, int, int, int | None]:
-    """Encoding, channels, rate and bytes of sound (None: unknown) of a WAV file whose first four bytes are read."""
-    code, bits, channels, rate = 0, 0, 0, 0
-    is_wave = stream.read(8)[4:] == b"WAVE"
-    while is_wave and len(chunk := stream.read(8)) == 8:
+def _read_wav_header(stream: BinaryIO, form: bytes) -> tuple[str, int, int, int | None]:
+    """Encoding, channels, rate and bytes of sound (None: unknown) of a WAV file whose first twelve bytes are read."""
+    code, bits, channels, rate, long_size = 0, 0, 0, 0, 0
+    while form == b"WAVE" and len(chunk := stream.read(8)) == 8:
         name, size = struct.unpack("<4sI", chunk)
         if name == b"data":
             if (code, bits) in _WAV_CODES and 0 < channels <= MAX_CHANNELS and RATES[0] <= rate <= RATES[1]:
-                return _WAV_CODES[code, bits], channels, rate, size if 0 < size < _UNKNOWN_SIZE else None
+                whole = size if size < _UNKNOWN_SIZE else long_size
+                return _WAV_CODES[code, bits], channels, rate, whole or None
             raise InputError(
                 f"standard input: WAV of format {code}, {bits} bits, {channels} channels, {rate} Hz; expected integers "
                 "of 16 or 32 bits, or 32-bit float"
@@ -80,6 +84,8 @@ def _read_wav_header(stream: BinaryIO) -> tuple[str, int, int, int | None]:
             code, channels, rate, bits = struct.unpack("<HHI6xH", content[:16])
             if code == 0xFFFE and len(content) >= 26:
                 code = struct.unpack_from("<H", content, 24)[0]
+        if name == b"ds64" and len(content) >= 16:
+            (long_size,) = struct.unpack_from("<Q", content, 8)
     raise InputError("standard input: a WAV header that is damaged")
 
 

@@ -46,9 +46,8 @@ def predict(options: PredictOptions, world: World) -> int:
         judged = judge_in_shares(members, recordings.paths, options.batch_size, views, world, judge_clips)
     if not world.is_main:
         return EXIT_OK
-    if not ensemble.calibrated:
-        remedy = "run infer.calibrate with the same --run, --folds and --tta"
-        say(f"confidence: too modest until you {remedy}", error=True)
+    if doubt := ensemble.describe_doubt():
+        say(doubt, error=True)
     believed = thresholds_of(classes, options.min_confidence, ensemble.thresholds, 0.0)
     bad, unknown = _write_tables(options, recordings, classes, believed, judged)
     files, seconds = len(recordings.paths), time.monotonic() - started
