@@ -10,13 +10,13 @@ from cache.cli import InputError, say
 from cache.clip_id import file_of
 from cache.cores import usable_cores
 from cache.find import find_trained_cache
-from cache.index import TEST, Cache
+from cache.index import TEST, TRAIN, Cache
 from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
 from pipeline.decode import content_digest, read_file
 from train.folds import calibration_clips
-from train.trained_on import as_contents
+from train.trained_on import as_contents, clip_contents
 
 
 def labelled_recordings(members: list[Member], options: LabelledOptions | CalibrateOptions) -> Recordings:
@@ -114,7 +114,10 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
     cache = find_member_cache(members[0], options.cache_dir)
     check_no_words_added(members[0], cache)
     share = min(member.hold_back for member in members)
-    recordings = _recordings(cache, calibration_clips(cache, share), options)
+    held_back, contents = calibration_clips(cache, share), clip_contents(cache)
+    if contents is not None:  # copies of what was trained on tell nothing
+        held_back &= ~np.isin(contents, contents[(cache.clips["split"] == TRAIN) & ~held_back])
+    recordings = _recordings(cache, held_back, options)
     if recordings is None:
         official = cache.index["split"]["split"] == "official"
         why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"

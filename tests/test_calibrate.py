@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cache.cli import InputError
 from cache.files import read_sealed
@@ -16,13 +17,17 @@ from cache.find import find_cache
 from cache.index import Cache
 from infer.audit.__main__ import main as audit
 from infer.calibrate.__main__ import main as calibrate
+from infer.corpus import cached_calibration_clips
 from infer.ensemble import tempered
 from infer.evaluate.__main__ import main as evaluate
 from infer.export.__main__ import main as export
+from infer.members import load_members
+from infer.options import CalibrateOptions
 from infer.predict.__main__ import main as predict
 from infer.report.__main__ import main as report
 from infer.scoring import suspects
-from tests.words_run import RUN, TRAINING
+from tests.conftest import only_cache
+from tests.words_run import RUN, TRAINING, rebuild
 from train.calibration import RANGE, fit_temperature
 from train.checkpoint import load_arrays, save_arrays
 from train.folds import calibration_clips, select_fold
@@ -170,6 +175,22 @@ def test_what_is_held_back_is_heard_by_no_fold(
         shutil.copy(Path("data/audio") / name, tmp_path / "tested" / name)
     assert calibrate(["--run", RUN, "--device", "cpu", "--input", str(tmp_path / "tested")]) == 2
     assert "a temperature needs 3 errors or more" in capsys.readouterr().err
+
+
+def test_copies_of_what_was_trained_on_do_not_calibrate(project: Path) -> None:
+    """Of two files with one content, one of which is held back, neither does."""
+    before = Cache(only_cache(Path("data/cache")))
+    mask = calibration_clips(before, 0.3)
+    (held, *_), (other, *_) = (before.clips[mask], before.clips[~mask & (before.clips["split"] == 0)])
+    name = held["clip_id"].decode()
+    shutil.copy(f"data/audio/{name}", f"data/audio/{Path(name).parent}/{other['speaker'].decode()}_nohash_7.wav")
+    rebuild()
+    mask = calibration_clips(Cache(only_cache(Path("data/cache"))), 0.3)
+    assert train([*TRAIN, "--fold", "all", "--epochs", "1", "--hold-back", "0.3", "--name", "held"]) == 0
+    members = load_members(["runs/held"], "all", torch.device("cpu"))
+    found = cached_calibration_clips(members, CalibrateOptions(run=("runs/held",))).names
+    assert name not in found
+    assert len(found) == mask.sum() - 1
 
 
 @pytest.mark.parametrize("judge", [calibrate, evaluate, report])
