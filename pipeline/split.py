@@ -9,6 +9,8 @@ from cache.index import NO_FOLD, TEST, TRAIN
 from pipeline.clips import VALIDATION
 from pipeline.scan import from_names
 
+_NAMED = 8  # labels in an error
+
 
 def assign_folds(
     targets: np.ndarray, groups: np.ndarray, *, folds: int, seed: int, classes: list[str], known: dict[bytes, int]
@@ -39,10 +41,11 @@ def assign_folds(
     pair_class = pairs % len(classes)
     few = np.bincount(pair_class, minlength=len(classes))
     if (few < folds).any():
+        lacking = [f"{classes[c]} ({few[c]})" for c in np.flatnonzero(few < folds)]
+        more = f" and {len(lacking) - _NAMED:,} more" if len(lacking) > _NAMED else ""
         raise InputError(
-            f"fewer speakers (or clips) than the {folds} folds for: "
-            f"{', '.join(f'{classes[c]} ({few[c]})' for c in np.flatnonzero(few < folds))}; "
-            "add recordings, remove the class, or use fewer --folds or --group-by none"
+            f"fewer speakers (or clips) than the {folds} folds for: {', '.join(lacking[:_NAMED])}{more}; add "
+            "recordings, remove the class, or use fewer --folds or --group-by none"
         )
     total = np.bincount(targets, minlength=len(classes))
     share = counts / total[pair_class]

@@ -128,6 +128,9 @@ def _find_columns(path: Path, header: list[str], columns: str | None) -> dict[st
                 f"the columns of {path} {', '.join(header)}"
             )
         found[meaning.strip()] = name.strip().lower()
+    for name in found.values():
+        if header.count(name) > 1:
+            raise InputError(f"{path}, line 1: {header.count(name)} columns are called {name}; leave one")
     if "file" not in found:
         raise InputError(
             f"{path}, line 1: no column of files; expected one of {', '.join(COLUMNS['file'])}, or name it with "

@@ -201,6 +201,7 @@ def four(here: Path) -> Path:
             "not text in UTF-8 (invalid continuation byte at byte 34, line 2); save it as UTF-8",
         ),
         ("filename,label\n", "no rows below the header"),
+        (TABLE.replace("speaker", "label"), "line 1: 2 columns are called label; leave one"),
         ("", "no column of files"),
         ("file,label,start_s,end_s\na.wav,x,0.2,1.7\n", "line 2, column end_s: 1.7 s; a.wav has 1"),
         ("file,label,start_s,end_s\na.wav,x,0.8,0.2\n", "line 2, column end_s: 0.2 s; expected more than the start"),

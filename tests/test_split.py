@@ -158,6 +158,12 @@ def test_copies_share_a_fold_and_known_speakers_keep_theirs():
         assert len({*fold.tolist()}) == 2
 
 
+def test_an_error_names_some_labels_only():
+    """A column of names taken for labels makes thousands of them."""
+    with pytest.raises(InputError, match=r"2 folds for: 00 \(1\), .*, 07 \(1\) and 12 more; add recordings"):
+        split([b"%02d/a.wav" % label for label in range(20)])
+
+
 def test_group_by():
     """Speakers stay together by default, and need not with "none"; "speaker" refuses names without one."""
     speakers = clips_of(NAMES)["speaker"]
