@@ -93,10 +93,9 @@ class Ensemble:
         runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in self._members))
         folds = ",".join(dict.fromkeys(member.fold for member in self._members))
         remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {self._tta}"
-        if not self.path.exists() and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):
-            return (
-                f"{self.path.parent}: the thresholds there are of other folds or views and do not hold here; {remedy}"
-            )
+        stale = self.vote is soft_vote and not self.path.exists()
+        if stale and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):
+            return f"{self.path.parent}: its thresholds are of other folds or views and do not hold here; {remedy}"
         return "" if self.calibrated else f"confidence: too modest until you {remedy}"
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
