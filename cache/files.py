@@ -212,7 +212,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             yield folder
             os.replace(folder, target)
         except OSError as error:
-            error.filename = error.filename or str(out)
+            if error.errno in FULL and not error.filename:
+                error.filename = str(out)
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -189,7 +189,7 @@ class Cache:
     def speakers(self) -> int:
         """How many speakers are known; a recording that stands for its own parts is none."""
         files, speakers = self.clips["clip_id"], self.clips["speaker"]
-        itself = np.char.startswith(files, np.char.add(speakers, b"#t="))
+        itself = (files == speakers) | np.char.startswith(files, np.char.add(speakers, b"#t="))
         return len(np.unique(speakers[(speakers != b"") & ~itself]))
 
     @property

@@ -1,20 +1,18 @@
 """The corpus that members were trained on: its cache, what they may be judged by, and where its recordings lie now."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from cache.cli import InputError, say
 from cache.clip_id import file_of
-from cache.cores import usable_cores
 from cache.find import find_trained_cache
 from cache.index import TEST, TRAIN, Cache
 from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
-from pipeline.decode import content_digest, read_file
+from pipeline.decode import content_digests
 from train.folds import calibration_clips
 from train.trained_on import as_contents, clip_contents
 
@@ -39,10 +37,12 @@ def labelled_recordings(members: list[Member], options: LabelledOptions | Calibr
     return recordings
 
 
-def check_not_trained_on(recordings: Recordings, members: list[Member], source: str) -> None:
+def check_not_trained_on(recordings: Recordings, members: list[Member], source: str) -> np.ndarray:
     """Refuse recordings that a member was trained on, whatever their names and wherever they lie.
 
-    Compared are the contents of files: see `train.trained_on`.
+    Returns
+    -------
+    what was compared: their contents, see :func:`contents_of`
 
     Raises
     ------
@@ -60,19 +60,12 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
                 f"{source}: {member.path} was trained on {known.sum():,} of its {len(known):,} recordings, such as "
                 f"{recordings.names[int(known.argmax())]}; judge it by others, or by --split oof"
             )
+    return contents
 
 
 def contents_of(paths: list[str]) -> np.ndarray:
-    """The content of each file as of `train.trained_on` [shape=(n,), dtype=int64]; zero where it cannot be read."""
-
-    def digest(path: str) -> str:
-        try:
-            return content_digest(read_file(file_of(path)))
-        except (InputError, OSError):
-            return "0"  # judging will say why
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        return as_contents(pool.map(digest, paths))
+    """The content of each file as of `train.trained_on` [shape=(n,), dtype=int64]; zero where there is no telling."""
+    return as_contents(digest or "0" for digest in content_digests([file_of(path) for path in paths]))
 
 
 def find_member_cache(member: Member, cache_dir: str) -> Cache:
@@ -115,8 +108,10 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
     check_no_words_added(members[0], cache)
     share = min(member.hold_back for member in members)
     held_back, contents = calibration_clips(cache, share), clip_contents(cache)
-    if contents is not None:  # copies of what was trained on tell nothing
-        held_back &= ~np.isin(contents, contents[(cache.clips["split"] == TRAIN) & ~held_back])
+    if contents is not None:  # copies of what was trained on tell nothing; parts of a recording are no copies
+        whole = np.char.find(cache.clips["clip_id"], b"#t=") < 0
+        trained = (cache.clips["split"] == TRAIN) & ~held_back
+        held_back &= ~(whole & np.isin(contents, contents[trained & whole]))
     recordings = _recordings(cache, held_back, options)
     if recordings is None:
         official = cache.index["split"]["split"] == "official"

@@ -85,17 +85,19 @@ class Ensemble:
         self.temperature, self.calibrated = 1.0, ensemble == "hard" or alone
         self.thresholds: dict[str, float] = {}
         if ensemble == "soft" and self.path.exists():
-            self.temperature, self.thresholds = _read_calibration(self.path)
-            self.calibrated = True
+            self.temperature, self.thresholds, self.calibrated = _read_calibration(self.path)
 
     def describe_doubt(self) -> str:
         """What infer.calibrate has not done for these members and views, and how to have it done; "" for nothing."""
         runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in self._members))
         folds = ",".join(dict.fromkeys(member.fold for member in self._members))
-        remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {self._tta}"
+        held_back = all(member.hold_back for member in self._members)
+        source = "" if held_back else " --input FOLDER"
+        remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {self._tta}{source}"
         stale = self.vote is soft_vote and not self.path.exists()
         if stale and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):
-            return f"{self.path.parent}: its thresholds are of other folds or views and do not hold here; {remedy}"
+            remedy += " --negatives FOLDER --false-alarms-per-hour N"
+            return f"{self.path.parent}: its thresholds are of other folds, views or an earlier training; {remedy}"
         return "" if self.calibrated else f"confidence: too modest until you {remedy}"
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
@@ -104,13 +106,13 @@ class Ensemble:
 
 
 def _has_thresholds(path: Path) -> bool:
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(InputError, OSError):
         return bool(_read_calibration(path)[1])
     return False
 
 
-def _read_calibration(path: Path) -> tuple[float, dict[str, float]]:
-    """The temperature, and the thresholds by label."""
+def _read_calibration(path: Path) -> tuple[float, dict[str, float], bool]:
+    """The temperature, the thresholds by label, and whether the temperature was fitted."""
     try:
         content = read_sealed(path)
         temperature, thresholds = content.get("temperature"), content.get("thresholds", {})
@@ -120,7 +122,7 @@ def _read_calibration(path: Path) -> tuple[float, dict[str, float]]:
             raise ValueError("thresholds that are not numbers by label")
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); remove it and run infer.calibrate again") from None
-    return temperature, thresholds
+    return temperature, thresholds, content.get("fitted") is not False
 
 
 def tempered(probs: np.ndarray, temperature: float) -> np.ndarray:

@@ -37,7 +37,8 @@ def _named_recording(output: Path, options: MemberOptions) -> str | Path | None:
         next((value for name in names if (value := getattr(options, name, None))), None)
         for names in (("manifest", "input", "check"), ("audio_dir",), ("columns",))
     )
-    listed = list_recordings(source, audio_dir, columns).paths if source and os.path.isfile(source) else []
+    table = getattr(options, "manifest", None) is not None
+    listed = list_recordings(source, audio_dir, columns, table=table).paths if source and os.path.isfile(source) else []
     read = [source, *map(file_of, listed)] if source and listed else []
     return lies_in(output, filter(None, [*read, getattr(options, "figures", None)]))
 

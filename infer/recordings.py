@@ -77,7 +77,7 @@ def list_recordings(
     InputError : nothing there
     """
     path = Path(source)
-    if table and path.is_file():
+    if path.is_file() and (table or path.suffix.lower() in (".csv", ".tsv")):
         recordings = _in_table(path, Path(audio_dir or path.parent), columns)
     elif path.is_dir() and not table:
         prefix = len(os.path.join(path, ""))
@@ -85,8 +85,6 @@ def list_recordings(
         recordings = Recordings([str(path / name) for name in names], names)
     elif path.is_file() and path.name.lower().endswith(EXTENSIONS):
         recordings = Recordings([source], [path.name])
-    elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
-        recordings = _in_table(path, Path(audio_dir or path.parent), columns)
     elif path.is_file():
         try:
             names = read_lines(path)

@@ -20,7 +20,7 @@ from pipeline.filterbank import default_n_fft, mel_filterbank
 from pipeline.finish import earlier_cache, finish, naming_rejected, plan_split
 from pipeline.headers import describe_gaps, describe_loss
 from pipeline.options import BuildOptions
-from pipeline.provenance import Provenance, read_provenance
+from pipeline.provenance import Provenance, note_stamps, read_provenance
 from pipeline.shard_task import ShardTask
 
 _MARGIN = 64 << 20  # bytes that a build leaves free
@@ -69,7 +69,7 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
         if len(provenance.clips) and not np.isin(listing["clip_id"], provenance.clips["clip_id"]).any():
             raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
         known = provenance.match(listing, audio_dir)
-        listing["stamp"] = np.where(known["sha256"] == b"", listing["stamp"], known["stamp"])
+        note_stamps(folder, listing, known)
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         usable = new | (known["reason"] == b"")
         earlier = earlier_cache(folder)

@@ -49,11 +49,13 @@ def read_corpus(options: BuildOptions) -> Corpus:
     for name, side in ((VALIDATING, VALIDATION), (TESTING, TEST)):
         if name in lists:
             clips["split"][np.isin(clips["clip_id"], np.array(sorted(lists[name].clip_ids), bytes))] = side
-    if options.long != "loudest":
+    if options.long == "split":  # before some are chosen, by the number of clips
         clips = cut_long(clips, options)
     if options.keep:
         clips, note = keep_labels(clips, options)
         notes.append(note)
+    if options.long == "error":
+        clips = cut_long(clips, options)
     if options.negatives:
         clips = add_negatives(clips, options)
     if options.silence:

@@ -9,12 +9,14 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from cache.cli import InputError
 from cache.clip_id import Part, split_clip_id
 from cache.config import FeatureConfig
+from cache.cores import usable_cores
 from pipeline.truncated import check_whole
 
 EXTENSIONS = (
@@ -27,6 +29,7 @@ MAX_SECONDS = 600  # a longer recording is refused rather than loaded whole
 MAX_CHANNELS = 64
 MAX_VALUES = 1 << 27  # samples of all channels together, 512 MB when decoded
 MAX_BYTES = 1 << 28  # of a file
+_FILES = 65536  # at once: more take memory
 MAX_LEVEL = 2.0**31  # full scale of 32-bit samples that nobody scaled; far beyond, squares overflow
 RATES = (1000, 768_000)  # Hz; a header that claims another rate is garbage
 PART_SLACK_S = 0.01  # that a part may end behind its recording
@@ -150,6 +153,21 @@ def content_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
+def content_digests(paths: list[str]) -> list[str]:
+    """Of each file its :func:`content_digest`; empty where it cannot be read, or is too large for a recording."""
+
+    def digest(path: str) -> str:
+        with contextlib.suppress(InputError, OSError):
+            return content_digest(read_file(path))
+        return ""
+
+    once, found = list(dict.fromkeys(paths)), dict[str, str]()
+    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter lock
+        for at in range(0, len(once), _FILES):
+            found.update(zip(once[at : at + _FILES], pool.map(digest, once[at : at + _FILES]), strict=True))
+    return [found[path] for path in paths]
+
+
 def read_file(path: str) -> bytes:
     """The content of a file that is small enough to be a recording.
 
@@ -204,7 +222,7 @@ def _decode(data: bytes, part: Part | None) -> tuple[np.ndarray, int, bool]:
             first = round(part.start_s * rate)
             last = last if part.end_s is None else min(last, round(part.end_s * rate))
             if first >= last or (part.end_s or 0) > file.frames / rate + PART_SLACK_S:
-                raise InputError(f"the part {part} ends behind its end, {file.frames / rate:g} s")
+                raise InputError(f"the part {part} is not within the recording, of {file.frames / rate:g} s")
         _check_size(last - first, file.channels, rate)
         lead = min(first, _LEAD_IN) if file.format == "MP3" else 0
         try:

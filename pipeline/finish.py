@@ -149,23 +149,24 @@ def _describe_split(clips: np.ndarray, classes: list[str], settings: dict[str, A
         heard = clips["target"][(clips["split"] == TRAIN) & (clips["fold"] != fold)]
         if lacking := [classes[target] for target in np.setdiff1d(np.arange(len(classes)), heard).tolist()]:
             notes.append(f"fold {fold} has no clip to train on of {len(lacking):,} labels: {', '.join(lacking[:5])}")
+        if not (clips["fold"] == fold).any():
+            notes.append(f"fold {fold} holds nothing out")
     known = clips[clips["speaker"] != b""]
     if settings["group_by"] != "none" and len(known):
         names, speaker = np.unique(known["speaker"], return_inverse=True)
-        side = 2 * known["fold"].astype(np.int64) + known["split"]
-        lowest, highest = np.full(len(names), side.max()), np.full(len(names), side.min())
-        np.minimum.at(lowest, speaker, side)
-        np.maximum.at(highest, speaker, side)
-        if two := names[lowest < highest].tolist():
+        sides = np.unique((speaker << 17) + 2 * known["fold"].astype(np.int64) + known["split"] + 2)
+        if two := names[np.bincount(sides >> 17) > 1].tolist():
             notes.append(f"{len(two):,} speakers stand on two sides of the given split, such as {two[0].decode()}")
     return notes
 
 
 def _describe_cancelled(found: np.ndarray) -> list[str]:
     names = [name.decode() for name in found["clip_id"][(found["flags"] >> FLAGS.index("cancelled")) & 1 == 1].tolist()]
-    if not names:
-        return []
-    return [f"the channels of {len(names):,} recordings cancel to silence, such as {', '.join(names[:3])}"]
+    return (
+        [f"the channels of {len(names):,} recordings cancel to silence, such as {', '.join(names[:3])}"]
+        if names
+        else []
+    )
 
 
 def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np.ndarray) -> list[str]:
@@ -177,16 +178,14 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np
     """
     files = np.array([file_of(name.decode()).encode() for name in listing["clip_id"].tolist()], bytes)
     _, first = np.unique(files, return_index=True)  # parts of a file are no copies
-    first = first[contents[first] != b""]
+    first = first[(contents[first] != b"") & ~np.char.startswith(files[first], b"_")]  # nor is background
     _, group, counts = np.unique(contents[first], return_inverse=True, return_counts=True)
     first, group = first[counts[group] > 1], group[counts[group] > 1]
     if not len(first):
         path.unlink(missing_ok=True)
         return []
     order = np.argsort(group, kind="stable")
-    rows: list[tuple[str, ...]] = []
-    two_labels: list[str] = []
-    two_sides: list[str] = []
+    rows, two_labels, two_sides = list[tuple[str, ...]](), list[str](), list[str]()
     for start, stop in itertools.pairwise([*np.flatnonzero(np.diff(group[order], prepend=-1)), len(order)]):
         same = first[order[start:stop]]
         names, labels = ([text.decode() for text in column[same].tolist()] for column in (files, listing["label"]))

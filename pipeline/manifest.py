@@ -163,7 +163,7 @@ class _Taken:
 
         Raises
         ------
-        InputError : its part lies outside the file, its group stands on another side, its split or fold is none
+        InputError : its part lies outside the file, its group stands on another side, its label, split or fold is none
         """
         name = file[0].decode()
         if row.part:
@@ -173,13 +173,16 @@ class _Taken:
             for column, meaning in (("label", "label"), ("group", "speaker"), ("split", "split"), ("fold", "fold"))
         )
         if not label:
-            raise table.fault(row.line, "label", f"none in {name} by --pattern")
+            raise table.fault(row.line, "file", f"no label in {name} by --pattern")
         if not group and row.part:
             group = name
         try:
             self.rows.add(file, row.part, label, group or "", split or "", fold, f"line {row.line}")
         except ValueError as error:
-            raise table.fault(row.line, *error.args) from None
+            column, what = error.args
+            if column in table.names:
+                raise table.fault(row.line, column, what) from None
+            raise table.fault(row.line, "file", f"the {column} of {name} by --pattern: {what}") from None
         self.lines.append(row.line)
 
     def _say(self, meaning: str, name: str) -> str | None:

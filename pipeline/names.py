@@ -64,8 +64,9 @@ def match_names(
         try:
             rows.add(file, None, label, speaker, split, fold, name)
         except ValueError as error:
-            meaning, what = error.args
-            raise InputError(f"{audio_dir}/{name}: the {meaning} by --pattern {pattern}: {what}") from None
+            raise InputError(
+                f"{audio_dir}/{name}: the {error.args[0]} by --pattern {pattern}: {error.args[1]}"
+            ) from None
     if len(unmatched) == len(listing):
         raise InputError(
             f"{audio_dir}: none of {len(listing):,} recordings fits "

@@ -3,18 +3,16 @@
 import contextlib
 import dataclasses
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache.cli import InputError
 from cache.clip_id import file_of
 from cache.config import FeatureConfig
-from cache.cores import usable_cores
-from cache.shard import read_sidecars
-from pipeline.decode import content_digest, read_file
+from cache.files import read_sealed, write_sealed
+from cache.shard import read_sidecars, sidecar_path
+from pipeline.decode import content_digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +44,29 @@ class Provenance:
         take("stamp", listing["stamp"], first < last)
         rest = (first < last) & (found["sha256"] == b"")
         contents = np.zeros(len(listing), "S16")
-        contents[rest] = _contents(listing["clip_id"][rest].tolist(), audio_dir)
+        files = [os.path.join(audio_dir, file_of(name.decode())) for name in listing["clip_id"][rest].tolist()]
+        contents[rest] = content_digests(files)
         take("sha256", contents, rest & (contents != b""))
         return found
 
 
-def _contents(clip_ids: list[bytes], audio_dir: Path) -> list[str]:
-    """Digest of the file of each clip; empty where it cannot be read."""
+def note_stamps(folder: Path, listing: np.ndarray, known: np.ndarray) -> None:
+    """Write into the sidecars how clips that were found by their content are known from now on.
 
-    def digest(file: str) -> str:
-        with contextlib.suppress(InputError, OSError):
-            return content_digest(read_file(os.path.join(audio_dir, file)))
-        return ""
-
-    files = [file_of(name.decode()) for name in clip_ids]
-    once = list(dict.fromkeys(files))
-    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter lock
-        digests = dict(zip(once, pool.map(digest, once), strict=True))
-    return [digests[file] for file in files]
+    Parameters
+    ----------
+    listing, known : as in :meth:`Provenance.match`
+    """
+    moved = (known["sha256"] != b"") & (known["stamp"] != listing["stamp"])
+    for number in np.unique(known["shard"][moved]).tolist():
+        sidecar = read_sealed(sidecar_path(folder, number))
+        here = listing[moved & (known["shard"] == number)]
+        stamps = dict(zip(here["clip_id"].tolist(), here["stamp"].tolist(), strict=True))
+        clips = sidecar["clips"]
+        before = clips.get("stamp", [-2 - number] * len(clips["clip_id"]))
+        names = [name.encode() for name in clips["clip_id"]]
+        clips["stamp"] = [stamps.get(name, stamp) for name, stamp in zip(names, before, strict=True)]
+        write_sealed(sidecar_path(folder, number), sidecar)
 
 
 def read_provenance(folder: Path, config: FeatureConfig) -> Provenance:
@@ -87,7 +90,7 @@ def _table_of(number: int, clips: dict[str, list]) -> np.ndarray:
     names, digests, reasons = (np.array([text.encode() for text in column], bytes) for column in texts)
     rows = np.where(reasons == b"", np.cumsum(reasons == b"") - 1, -1)
     table = np.empty(len(names), _clip_dtype(names.dtype.itemsize, reasons.dtype.itemsize))
-    columns = (names, clips.get("stamp", -1), digests, clips["flags"], reasons, number, rows)
+    columns = (names, clips.get("stamp", -2 - number), digests, clips["flags"], reasons, number, rows)
     for name, column in zip(table.dtype.names, columns, strict=True):
         table[name] = column
     return table

@@ -26,7 +26,7 @@ def scan_corpus(audio_dir: Path, *, every: bool = False) -> tuple[np.ndarray, di
     -------
     listing : np.ndarray [shape=(n,)] with the fields clip_id (bytes, UTF-8) and stamp (see :func:`stamp_of`), sorted by
         clip_id, whatever the order of the file system
-    ignored : suffix → count of files that are not recordings, but for those that lie beside the labels
+    ignored : suffix → count of files that are not recordings, but for lists and the like beside the labels
 
     Raises
     ------

@@ -55,10 +55,10 @@ class Table:
         self.path, self._text = path, read_text(path)
         head = self._text.lstrip("\r\n").partition("\n")[0]
         self._delimiter = max(_DELIMITERS, key=head.count)
-        header = next(self._cells(), (1, []))[1]
-        self.names = _find_columns(path, [cell.lower() for cell in header], columns)
+        header = [cell.lower() for cell in next(self._cells(), (1, []))[1]]
+        self.names = _find_columns(path, header, columns)
         """Meaning → the column's name."""
-        self._at = {meaning: [cell.lower() for cell in header].index(name) for meaning, name in self.names.items()}
+        self._at = {meaning: header.index(name) for meaning, name in self.names.items()}
         self._width = len(header)
 
     def fault(self, line: int, meaning: str, what: str) -> InputError:

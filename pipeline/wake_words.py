@@ -40,7 +40,7 @@ def keep_labels(clips: np.ndarray, options: BuildOptions) -> tuple[np.ndarray, s
             raise InputError(f"--keep: no label {label!r}; the corpus has {', '.join(labels)}")
     kept = np.isin(clips["label"], [label.encode() for label in wanted])
     share = 1 / len(wanted) if options.unknown_share is None else options.unknown_share
-    sides, side = np.unique(clips[["split", "fold"]], return_inverse=True)
+    sides, side = np.unique(clips["fold"].astype(int) * 4 + clips["split"], return_inverse=True)
     rows: list[tuple] = []
     for number in range(len(sides)):
         others = clips[~kept & (side == number)]

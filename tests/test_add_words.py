@@ -196,7 +196,9 @@ def test_words_that_cannot_be_added(tiny: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InputError, match="new: runs/some knows no, yes already; leave out what is not new"):
         new_words.check_words(cache, ["left", "yes", "no"], options)
     monkeypatch.setattr(new_words, "_FEWEST", 26)
-    with pytest.raises(InputError, match=r"new: fewer than 26 recordings of down \(25\), no \(25\), .*; add some"):
+    with pytest.raises(
+        InputError, match=r"new: fewer than 26 different recordings of down \(25\), no \(25\), .*; add some"
+    ):
         new_words.check_words(cache, ["left"], options)
 
 
@@ -223,9 +225,7 @@ def test_recordings_that_contradict(new: Path, no_leftovers: Path, capsys: pytes
     assert add_words(FLAGS) == 0
     shown = capsys.readouterr()
     assert "was trained on 1 of these under other labels, such as stop/heard.wav" in shown.err
-    assert (
-        f"the calibration of {RUN} does not hold for it: python -m infer.calibrate --run {NEW} --folds 0,1" in shown.out
-    )
+    assert f"calibrate it as {RUN} was: python -m infer.calibrate --run {NEW} --folds 0,1" in shown.out
     assert f"next: python -m infer.evaluate --run {NEW} --folds 0,1 --split test" in shown.out
 
 

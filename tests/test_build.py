@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from conftest import MINI, RATE, SMALL, checksums, only_cache, start, synthesise, write_corpus
 
-from cache.files import read_sealed
+from cache.files import read_sealed, write_sealed
 from cache.index import NO_FOLD, TEST, Cache
 from pipeline.decode import read_clip
 
@@ -365,6 +365,37 @@ def test_a_corpus_that_was_copied_or_touched(corpus, build, tmp_path):
     assert before.items() <= state(tmp_path / "cache").items()
 
 
+def test_contents_are_compared_once(corpus, build, tmp_path, monkeypatch):
+    """The next build knows the files by their stamps; also after an earlier version, whose sidecars have none."""
+    from pipeline import provenance
+
+    assert build("--clips-per-shard", "4")[0] == 0
+    folder = only_cache(tmp_path / "cache")
+    (path,) = corpus.glob("no/a0000000_nohash_0.wav")
+    original = path.read_bytes()
+    soundfile.write(path, synthesise(1, 1, 99), RATE)
+    assert build("--clips-per-shard", "4")[0] == 0
+    changed = features_of(Cache(folder))["no/a0000000_nohash_0.wav"]
+    for sidecar in folder.glob("shard-*.json"):
+        content = read_sealed(sidecar)
+        del content["clips"]["stamp"]
+        write_sealed(sidecar, content)
+    path.write_bytes(original)
+    read = []
+    digests = provenance.content_digests
+    monkeypatch.setattr(provenance, "content_digests", lambda paths: read.append(len(paths)) or digests(paths))
+    from pipeline.build import build_cache
+    from pipeline.options import BuildOptions
+
+    settings = {"n_mels": 16, "n_fft": 512, "num_views": 2, "folds": 2, "clips_per_shard": 4}
+    options = BuildOptions(audio_dir=str(corpus), cache_dir=str(tmp_path / "cache"), jobs=1, **settings)
+    for expected in (24, 0):
+        read.clear()
+        build_cache(options, lambda *_: None)
+        assert max(read) == expected
+    assert features_of(Cache(folder))["no/a0000000_nohash_0.wav"] != changed
+
+
 def test_the_split_is_of_labels_and_contents(corpus, build, tmp_path, monkeypatch, capsys):
     """A run of clips whose label or sound has changed does not count as trained on these, nor is it judged by them."""
     from infer.evaluate.__main__ import main as evaluate
@@ -403,6 +434,10 @@ def test_given_folds_and_a_list_of_test_clips(corpus, build, tmp_path):
     assert {clip["clip_id"].decode() for clip in clips[clips["split"] == TEST]} == set(tested)
     assert (clips["fold"][clips["split"] == TEST] == NO_FOLD).all()
     assert "1 speakers stand on two sides of the given split, such as a0000000" in output
+    (corpus / "testing_list.txt").write_text("\n".join(name for name, path in rows if int(path.name[7]) % 2))
+    status, output = build("--manifest", str(tmp_path / "t.csv"))
+    assert status == 0
+    assert "fold 1 holds nothing out" in output
     (corpus / "testing_list.txt").write_text("\n".join(name for name, _ in rows))
     status, output = build()
     assert status == 2

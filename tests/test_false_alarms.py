@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +17,10 @@ from cache.find import find_cache
 from cache.index import Cache
 from infer.calibrate.__main__ import main as calibrate
 from infer.evaluate.__main__ import main as evaluate
-from infer.evaluate.false_alarms import FalseAlarms
+from infer.evaluate.false_alarms import FalseAlarms, list_negatives
 from infer.export.__main__ import main as export
+from infer.labelled import JudgedClips
+from infer.members import load_members
 from infer.onnx_model import OnnxModel
 from infer.predict.__main__ import main as predict
 from infer.report.__main__ import main as report
@@ -119,7 +122,7 @@ def test_thresholds_are_kept_and_used_by_all(
     assert predict([*MEMBERS, "--input", str(negatives), *windows]) == 0
     assert all(float(row["confidence"]) >= thresholds[row["label"]] - 1e-4 for row in rows("w.csv"))
     assert predict([*MEMBERS, "--input", str(unheard), "--output", "p.csv"]) == 0
-    assert "became unknown: judged with a confidence below their labels' thresholds in" in capsys.readouterr().out
+    assert "were judged with a confidence below their labels' thresholds in" in capsys.readouterr().out
     assert predict([*MEMBERS, "--input", str(unheard), "--output", "all.csv", "--min-confidence", "0"]) == 0
     for row, best in zip(rows("p.csv"), rows("all.csv"), strict=True):
         sure = float(best["confidence"]) >= thresholds[best["label"]]
@@ -138,7 +141,7 @@ def test_thresholds_are_kept_and_used_by_all(
         lambda: evaluate([*other, "--input", str(unheard)]),
     ):
         assert use() == 0
-        assert "are of other folds or views and do not hold here; run" in "".join(capsys.readouterr())
+        assert "its thresholds are of other folds, views or an earlier training; run" in "".join(capsys.readouterr())
     assert report([*MEMBERS, "--input", str(unheard), "--negatives", str(negatives)]) == 0
     assert '"false_alarms_per_hour"' in Path("report.html").read_text()
     capsys.readouterr()
@@ -156,10 +159,10 @@ def test_thresholds_need_no_errors(project: Path, negatives: Path, unheard: Path
     assert calibrate(flags) == 2
     capsys.readouterr()
     assert calibrate([*flags, "--negatives", str(negatives), "--false-alarms-per-hour", "120"]) == 0
-    assert "the temperature stays 1; judged wrongly" in capsys.readouterr().err
+    assert "the temperature stays what it is; judged wrongly" in capsys.readouterr().err
     (kept,) = Path(RUN).glob("ensemble-*.json")
     content = read_sealed(kept)
-    assert content["temperature"] == 1
+    assert (content["temperature"], content["fitted"]) == (1, False)
     assert content["thresholds"].keys() == {*WORDS, "noise"}
 
 
@@ -190,6 +193,11 @@ def test_what_cannot_tell_is_refused(
     shutil.copy(word, negatives / "copy.wav")
     assert "1 of its recordings are also given as words, such as copy.wav" in refused(evaluate, *both)
     (negatives / "copy.wav").unlink()
+    with pytest.MonkeyPatch.context() as patch:  # too large for a recording that is held as a whole
+        patch.setattr("pipeline.decode.MAX_BYTES", 1000)
+        nothing = JudgedClips([], [], np.zeros(0, int), np.zeros(0))
+        members = load_members([RUN], "0", torch.device("cpu"))
+        assert len(list_negatives(str(negatives), members, nothing).paths) == 2
     (trained,) = sorted(Path("data/audio/yes").glob("a0000001_nohash_0.wav"))
     shutil.copy(trained, negatives / "copy.wav")
     assert "was trained on 1 of its 3 recordings, such as copy.wav" in refused(evaluate, "--split", "test", *both[2:])

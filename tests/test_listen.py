@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import select
 import signal
 import subprocess
 import sys
@@ -314,10 +315,15 @@ def pulse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproces
 
 
 def line_of(process: subprocess.Popen, text: bytes) -> bytes:
-    """The first line on stderr that holds `text`."""
-    for line in process.stderr:
-        if text in line:
-            return line
+    """The first line on stderr that holds `text`; a minute without ends the process."""
+    limit = threading.Timer(60, process.kill)
+    limit.start()
+    try:
+        for line in process.stderr:
+            if text in line:
+                return line
+    finally:
+        limit.cancel()
     raise AssertionError(f"ended without {text}")
 
 
@@ -344,10 +350,13 @@ def test_lost_sound_is_counted(here: Path, model: str, pulse: subprocess.Popen) 
     """A process that was stopped for a while says that sound was lost."""
     process = started(here, model, "--microphone", "pulse")
     line_of(process, b"listening")
-    time.sleep(1)
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(6)
-    process.send_signal(signal.SIGCONT)
+    for _ in range(5):  # on a busy machine it may not have heard anything yet
+        time.sleep(1)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(6)
+        process.send_signal(signal.SIGCONT)
+        if select.select([process.stderr], [], [], 5)[0]:
+            break
     assert b"sound was lost" in line_of(process, b"lost")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)

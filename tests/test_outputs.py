@@ -78,6 +78,8 @@ def test_no_result_replaces_a_recording(here: Path, tmp_path: Path, capsys: pyte
     listed, folder = ("--input", str(tmp_path / "list.txt")), ("--input", str(tmp_path / "in"))
     calls = [(predict, (*listed, "--output", path)) for path in (bare, tmp_path / "list.txt")]
     calls += [(predict, (*folder, "--windows", clip)), (evaluate, (*folder, "--json", clip))]
+    (tmp_path / "table.txt").write_text("file,label\nbare,yes\n")
+    calls += [(evaluate, ("--manifest", tmp_path / "table.txt", "--json", bare))]
     if importlib.util.find_spec("onnxruntime"):
         check = ("--check", tmp_path / "in")
         calls += [

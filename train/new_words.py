@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import re
 import shlex
 import signal
 import subprocess
@@ -68,7 +69,7 @@ def add_words(options: AddWordsOptions, world: World) -> int:
     folds = ",".join(path.parent.name.removeprefix("fold") for path in trained)
     named = f"--run {shlex.quote(str(target))} --folds {folds}"
     if any(run.glob("ensemble-*.json")):
-        say(f"the calibration of {options.run} does not hold for it: python -m infer.calibrate {named} --input FOLDER")
+        say(f"calibrate it as {options.run} was: python -m infer.calibrate {named} --input FOLDER")
     say(f"next: python -m infer.evaluate {named} --split test")
     return EXIT_OK
 
@@ -126,8 +127,8 @@ def _describe_failure(audio: str, folder: Path, said: str) -> str:
         return f"{audio}: recordings that cannot be used: {len(rejected)}, such as {such}; repair or remove them"
     lines = said.strip().splitlines() or ["no reason given"]
     known = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if known and "fewer speakers (or clips) than" in known[-1]:  # than the build's folds, which nobody asked for
-        return f"{audio}: fewer than {_FEWEST} different recordings of a word; add some"
+    if known and (few := re.search(r"fewer speakers \(or clips\) than .* for: (.*?);", known[-1])):  # than its folds
+        return f"{audio}: fewer than {_FEWEST} different recordings of {few[1]}; add some"
     return known[-1] if known else f"{audio}: its features could not be computed ({lines[-1]})"
 
 
@@ -152,7 +153,7 @@ def check_words(new: Cache, known: list[str], options: AddWordsOptions) -> dict[
             "again on a corpus with these recordings"
         )
     if few := [f"{word} ({count})" for word, count in counts.items() if count < _FEWEST]:
-        raise InputError(f"{options.audio}: fewer than {_FEWEST} recordings of {', '.join(few)}; add some")
+        raise InputError(f"{options.audio}: fewer than {_FEWEST} different recordings of {', '.join(few)}; add some")
     return counts
 
 
@@ -163,13 +164,11 @@ def _alike(word: str) -> str:
 
 def _say_heard(new: Cache, trained: dict[Path, dict[str, Any]]) -> None:
     """Say on stderr which of the new recordings the run was trained on as something else."""
-    contents = np.asarray(clip_contents(new))
-    for path, saved in trained.items():
-        heard = saved.get("heard")
-        known = np.isin(contents, [] if heard is None else heard.numpy())
-        if known.any():
-            such = new.clips["clip_id"][int(known.argmax())].decode()
-            say(f"{path}: was trained on {known.sum()} of these under other labels, such as {such}", error=True)
+    heard = [saved["heard"].numpy() for saved in trained.values() if saved.get("heard") is not None]
+    known = np.isin(np.asarray(clip_contents(new)), np.concatenate(heard) if heard else [])
+    if known.any():
+        such = new.clips["clip_id"][int(known.argmax())].decode()
+        say(f"the run was trained on {known.sum()} of these under other labels, such as {such}", error=True)
 
 
 def _refit(path: Path, saved: dict[str, Any], old: Cache, new: Cache, world: World) -> dict[str, Any]:

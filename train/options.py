@@ -114,5 +114,5 @@ class AddWordsOptions(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name and "/" in self.name:
-            raise InputError(f"--name {self.name}: a name, not a path; the new run lies beside the other")
+        if self.name and ("/" in self.name or self.name.startswith(".")):
+            raise InputError(f"--name {self.name}: expected a name, for the new run lies beside the other")

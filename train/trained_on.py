@@ -32,10 +32,7 @@ def contents_trained_on(
     -------
     torch.Tensor [shape=(m,), dtype=int64], sorted; None where a sidecar is gone or odd, or a checkpoint does not say
     """
-    try:
-        contents = clip_contents(cache)
-    except (LookupError, OverflowError, TypeError, ValueError):
-        contents = None  # of a sidecar that no build wrote
+    contents = clip_contents(cache)
     before = [checkpoint.get("heard") for checkpoint in earlier]
     if contents is None or any(part is None for part in before):
         return None
@@ -59,15 +56,18 @@ def own_checkpoint(path: str | None) -> list[dict[str, Any]]:
 
 
 def clip_contents(cache: Cache) -> np.ndarray | None:
-    """The content of every clip in the clip table [shape=(n_clips,), dtype=int64]."""
+    """The content of every clip of a cache [shape=(n_clips,), dtype=int64]; None where a sidecar is gone or odd."""
     sidecars = read_sidecars(cache.folder, cache.config)
     first = np.zeros(1 + max((shard["number"] for shard in cache.index["shards"]), default=0), np.int64)
     digests: list[str] = []
-    for shard in cache.index["shards"]:
-        sidecar = sidecars.get(shard["number"])
-        if sidecar is None or sidecar["checksum"] != shard["checksum"]:
-            return None
-        first[shard["number"]] = len(digests)
-        clips = sidecar["clips"]
-        digests += [digest for digest, reason in zip(clips["sha256"], clips["reason"], strict=True) if not reason]
-    return as_contents(digests)[first[cache.clips["shard"]] + cache.clips["row"]]
+    try:
+        for shard in cache.index["shards"]:
+            sidecar = sidecars[shard["number"]]
+            if sidecar["checksum"] != shard["checksum"]:
+                return None
+            first[shard["number"]] = len(digests)
+            clips = sidecar["clips"]
+            digests += [digest for digest, reason in zip(clips["sha256"], clips["reason"], strict=True) if not reason]
+        return as_contents(digests)[first[cache.clips["shard"]] + cache.clips["row"]]
+    except (LookupError, OverflowError, TypeError, ValueError):  # of a sidecar that no build wrote
+        return None

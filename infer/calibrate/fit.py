@@ -43,7 +43,8 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     judged = judge_labelled(members, world.decide(lambda: labelled_recordings(members, options)), options, world)
     ensemble = Ensemble(members, options.tta)
     mean = soft_vote(judged.probs)
-    temperature = _fit(mean, judged, members, options, world)
+    fitted = _fit(mean, judged, members, options, world)
+    temperature = ensemble.temperature if fitted is None else fitted
     if ensemble.thresholds and not options.negatives and world.is_main:
         say("its thresholds were of another temperature and are dropped; add --negatives to keep some", error=True)
     ensemble.temperature, ensemble.thresholds = temperature, {}
@@ -51,6 +52,7 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     before, after = _certainty(mean, judged.targets), _certainty(calibrated, judged.targets)
     content = {
         "temperature": temperature,
+        "fitted": fitted is not None,
         "clips": len(mean),
         "unreadable": judged.unreadable,
         "members": [member.name for member in members],
@@ -76,20 +78,20 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
 
 def _fit(
     mean: np.ndarray, judged: JudgedClips, members: list[Member], options: CalibrateOptions, world: World
-) -> float:
-    """The temperature of the mean; 1 where it would be chance, but thresholds, which hold at any, are wanted."""
+) -> float | None:
+    """The temperature of the mean; None where it would be chance, but thresholds, which hold at any, are wanted."""
     wrong = int((mean.argmax(axis=1) != judged.targets).sum())
     remedy = "use --input FOLDER with more recordings, or train with a larger --hold-back"
     if len(mean) < _FEWEST_CLIPS or wrong < _FEWEST_ERRORS:
         few = (
             f"judged wrongly: {wrong} of {len(mean)} clips; a temperature needs {_FEWEST_ERRORS} errors or more among "
+            f"{_FEWEST_CLIPS} clips or more: {remedy}"
         )
-        few += f"{_FEWEST_CLIPS} clips or more: {remedy}"
         if not options.negatives:
             raise InputError(few)
         if world.is_main:
-            say(f"the temperature stays 1; {few}", error=True)
-        return 1.0
+            say(f"the temperature stays what it is; {few}", error=True)
+        return None
     if wrong < FEW_ERRORS and world.is_main:
         say(f"the temperature rests on {wrong} errors, and so is uncertain; {remedy}", error=True)
     temperature = _temperature_of(mean, judged.targets)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def find_false_alarms(
     InputError : nothing there, a recording that cannot be read, that a member was trained on, or that is of a word
     """
     classes = members[0].classes
-    recordings = world.decide(functools.partial(_recordings, folder, members, words))
+    recordings = world.decide(functools.partial(list_negatives, folder, members, words))
     judged = judge_in_windows(members, ensemble, recordings.paths, None, np.zeros(len(classes)), options, world)
     errors = [error for files in judged for error in files.errors]
     for name, error in zip(recordings.names, errors, strict=True):
@@ -72,19 +73,19 @@ def find_false_alarms(
     return FalseAlarms(folder, hours, {label: np.sort(each)[::-1] for label, each in found.items()})
 
 
-def _recordings(folder: str, members: list[Member], words: JudgedClips) -> Recordings:
+def list_negatives(folder: str, members: list[Member], words: JudgedClips) -> Recordings:
+    """The recordings of a folder, each content once; InputError where some are of words, or were trained on."""
     recordings = list_recordings(folder)
-    contents = contents_of(recordings.paths)
-    first = np.unique(contents, return_index=True)[1]  # of copies, which would count twice
-    recordings, contents = recordings.select(np.sort(first).tolist()), contents[np.sort(first)]
+    contents = check_not_trained_on(recordings, members, folder)
     alarming = [label not in _NO_WORDS for label in members[0].classes]
     of_words = [path for path, target in zip(words.paths, words.targets.tolist(), strict=True) if alarming[target]]
-    spoken = np.isin(contents, contents_of(of_words))
+    spoken = (contents != 0) & np.isin(contents, contents_of(of_words))
     if spoken.any():
         name = recordings.names[int(spoken.argmax())]
         raise InputError(f"{folder}: {spoken.sum():,} of its recordings are also given as words, such as {name}")
-    check_not_trained_on(recordings, members, folder)
-    return recordings
+    places = [os.path.realpath(path) for path in recordings.paths]  # where the content does not tell
+    known = [content or place for content, place in zip(contents.tolist(), places, strict=True)]
+    return recordings.select({each: at for at, each in reversed(list(enumerate(known)))}.values())  # copies count once
 
 
 def false_alarm_figures(

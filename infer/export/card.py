@@ -105,8 +105,8 @@ def write_card(output: Path, members: list[Member], ensemble: Ensemble, options:
     facts: dict[str, Any] = {"file": output.name, "members": members, "classes": classes, "config": members[0].config}
     facts |= {"options": options, "ensemble": ensemble, "corpora": corpora, "figures": figures}
     calibration = _read(ensemble.path, least, "run infer.calibrate again") if ensemble.path.exists() else None
-    configs = [(member.run, member.path.with_name("config.json")) for member in firsts]
-    read = {run: _read(path, _CONFIG, "remove it, or train again") for run, path in configs if path.exists()}
+    configs = {member.run: member.path.with_name("config.json") for member in firsts}
+    read = {run: _read(path, _CONFIG, "remove it, or train again") for run, path in configs.items() if path.exists()}
     added = {run: config["added"] for run, config in read.items() if "added" in config}
     facts["commands"] = list(map(printable, _commands(corpora, members, added, calibration, options)))
     facts |= {"calibration": calibration, "added": added, "trained_with": read.get(members[0].run)}

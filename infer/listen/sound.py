@@ -18,7 +18,8 @@ ENCODINGS = {"s16": "<i2", "s32": "<i4", "f32": "<f4"}
 _WAV_CODES = {(1, 16): "s16", (1, 32): "s32", (3, 32): "f32"}  # format tag and bits
 _UNKNOWN_SIZE = 0x7FFF0000  # bytes; programs that write to a pipe state so many or more, or none
 _OTHERS = re.compile(
-    rb"fLaC|OggS|FORM|RIFX|caff|\.snd|ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]|riff|\x1aE\xdf\xa3|....ftyp", re.DOTALL
+    rb"fLaC|OggS|FORM|RIFX|caff|\.snd|ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xeb]|riff|\x1aE\xdf\xa3|....ftyp",
+    re.DOTALL,
 )
 """How files begin that are neither: FLAC, Ogg, AIFF, CAF, AU, MP3, W64, WebM, MP4."""
 _READ = 1 << 16  # bytes at most
