@@ -196,4 +196,6 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"{module} is needed here ({error}); pip install -e '.[{extra}]'") from error
+        raise InputError(
+            f"{module} is needed here ({error}); in the folder of melshard: pip install -e '.[{extra}]'"
+        ) from error

@@ -58,7 +58,7 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
         if known.any():
             raise InputError(
                 f"{source}: {member.path} was trained on {known.sum():,} of its {len(known):,} recordings, such as "
-                f"{recordings.names[int(known.argmax())]}; judge it by others, or by --split oof"
+                f"{recordings.names[int(known.argmax())]}; judge it by others, or out of fold (infer.evaluate)"
             )
     return contents
 

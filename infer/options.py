@@ -38,7 +38,13 @@ class MemberOptions(Flags):
         given = {name: value for name in ("model", "n_mels", "width") if (value := getattr(self, name)) is not None}
         named = f"{self.runs_dir}/{TrainOptions(**given).run_name}"
         there = trained_runs(self.runs_dir)
-        return there if not given and len(there) == 1 else [named]
+        if given or named in there or not there:
+            return [named]
+        if len(there) > 1:
+            raise InputError(
+                f"{self.runs_dir}: several runs; choose with {' or '.join(f'--run {run}' for run in there)}"
+            )
+        return there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,10 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
     with _writing(folder):
         provenance = read_provenance(folder, config)
         if len(provenance.clips) and not np.isin(listing["clip_id"], provenance.clips["clip_id"]).any():
-            raise InputError(f"{folder}: holds another corpus than {audio_dir}; use another --cache-dir")
+            raise InputError(
+                f"{folder}: holds another corpus, or other clips of it, than {audio_dir} and these flags; use those it "
+                "was built with, or another --cache-dir"
+            )
         known = provenance.match(listing, audio_dir)
         note_stamps(folder, listing, known)
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try

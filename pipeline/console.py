@@ -16,6 +16,7 @@ from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
 
 _LABELS = 12  # are named
+_RECIPES = {(32, 32): " --recipe smoke", (32, 64): " --recipe fast"}  # of train.run, for caches of their size
 
 
 def build_with_progress(options: BuildOptions) -> Summary:
@@ -69,12 +70,14 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
         lines.append(f"  some of these hold sound; {CONVERT}")
     lines += [f"  {note}" for note in summary.notes]
     if summary.new_split:
-        lines.append("  the split is another than before: runs that were trained on it are to be trained again")
+        lines.append("  the split is another than before: train the runs of this cache again")
     more = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
-    more += f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
-    more += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
+    size = (cache.config.n_mels, cache.config.n_frames)
+    flags = f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
+    flags += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
+    more += _RECIPES.get(size, flags)
     try:
-        find_cache(options.cache_dir, cache.config.n_mels, cache.config.n_frames)
+        find_cache(options.cache_dir, *size)
     except InputError:  # there are several of this size
         more += f" --cache {cache.folder.name}"
     training = f"torchrun --nproc_per_node 1 -m train.run --fold 0{more}"

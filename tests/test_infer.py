@@ -313,7 +313,7 @@ def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -
     ("flags", "expected"),
     [
         (("--run", "runs/none"), "choose with --run (there: runs/run0, runs/run1"),
-        ((), "runs/dla60_res2next-224x224: no trained fold"),
+        ((), "runs: several runs; choose with --run runs/run0 or --run runs/run1"),
         (("--run", "runs/run0", "--min-confidence", "60"), "--min-confidence 60; expected 0 to 1"),
         (("--run", "runs/run0", "--hop-seconds", "0.1"), "--hop-seconds needs --windows"),
         (("--run", "runs/run0", "--folds", "0,7"), "not trained: fold 7"),

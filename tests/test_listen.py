@@ -5,8 +5,8 @@ import csv
 import io
 import json
 import os
-import shutil
 import select
+import shutil
 import signal
 import subprocess
 import sys

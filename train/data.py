@@ -58,7 +58,12 @@ class Batches:
         self, world: World, cache: Cache, training: np.ndarray, batch_size: int, seed: int, resident: str = "auto"
     ) -> None:
         if len(training) < batch_size:
-            raise InputError(f"--batch-size {batch_size} is larger than the {len(training)} training clips; reduce it")
+            ranks = world.world_size
+            better = max(2, len(training) // 8 // ranks) * ranks
+            raise InputError(
+                f"--batch-size {batch_size} is larger than the {len(training)} training clips; use --batch-size "
+                f"{better}"
+            )
         self._cache, self._training, self._seed = cache, training, seed
         self._batch_size, self._local = batch_size, world.local_batch_size(batch_size)
         self._first, self._device = world.rank * self._local, world.device

@@ -53,7 +53,8 @@ def predict(options: PredictOptions, world: World) -> int:
     files, seconds = len(recordings.paths), time.monotonic() - started
     say(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
     if options.windows:
-        say(f"{options.windows}: what was found, and when")
+        found = sum(len(each) for files in judged for each in files.detections)
+        say(f"{options.windows}: {found:,} detections, with their times")
     if believed.any():
         below = (
             f"{options.min_confidence:g}" if options.min_confidence else f"their labels' thresholds in {ensemble.path}"
