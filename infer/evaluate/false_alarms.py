@@ -85,7 +85,7 @@ def list_negatives(folder: str, members: list[Member], words: JudgedClips) -> Re
         raise InputError(f"{folder}: {spoken.sum():,} of its recordings are also given as words, such as {name}")
     places = [os.path.realpath(path) for path in recordings.paths]  # where the content does not tell
     known = [content or place for content, place in zip(contents.tolist(), places, strict=True)]
-    return recordings.select({each: at for at, each in reversed(list(enumerate(known)))}.values())  # copies count once
+    return recordings.select(sorted({each: at for at, each in enumerate(known)}.values()))  # copies count once
 
 
 def false_alarm_figures(
