@@ -92,6 +92,7 @@ def _well_formed(index: dict[str, Any]) -> bool:
         counts = [index["clips"]["count"], *index["counts"].values()]
         counts += [shard[key] for shard in shards for key in ("number", "rows", "bytes")]
         texts = [*index["classes"], *index["counts"], index["audio_dir"], index["clips"]["checksum"]]
+        texts.append(index.get("command", ""))
         texts += [split[key] for key in ("split", "group_by", "digest")]
         texts += [text for shard in shards for text in (shard["checksum"], shard.get("sources", ""))]
         return (

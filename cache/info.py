@@ -51,7 +51,7 @@ def describe(folder: Path) -> tuple[list[str], bool]:
 def _describe_content(cache: "Cache") -> list[str]:
     import numpy as np
 
-    config, clips, split = cache.config, cache.clips, cache.index["split"]
+    config, clips, split, built = cache.config, cache.clips, cache.index["split"], cache.index.get("command")
     folds = np.bincount(clips["fold"][clips["fold"] >= 0])
     counts = ", ".join(f"{count:,} {name}" for name, count in cache.index["counts"].items())
     grouping = f", grouped by {split['group_by']}" if split["split"] == "kfold" else ""
@@ -63,7 +63,7 @@ def _describe_content(cache: "Cache") -> list[str]:
         f"  split      {split['split']}{grouping}; folds of {', '.join(f'{n:,}' for n in folds)} clips; "
         f"{cache.test_clips:,} test",
         f"  corpus     {cache.index['audio_dir']}",
-    ]
+    ] + ([f"  built by   {built}"] if built else [])
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def finish(
     content = {
         "config": dataclasses.asdict(config),
         "digest": config.digest,
+        "command": options.command,
         "audio_dir": str(Path(options.audio_dir).resolve()),
         "classes": classes,
         "split": settings,

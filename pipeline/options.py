@@ -1,6 +1,7 @@
 """The flags of pipeline.build_cache."""
 
 import dataclasses
+import shlex
 from typing import Any
 
 from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, flag
@@ -12,6 +13,7 @@ TASKS: dict[str, dict[str, Any]] = {
 """Flags of published tasks; Warden 2018 has as much unknown and as much silence as of a mean word."""
 AUGMENT_NAMES = ("more", "speed", "light", "none")
 LONG = ("loudest", "split", "error")
+_FREE = ("cache_dir", "jobs", "backend", "scheduler", "skip_bad")  # change nothing of a cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,15 @@ class BuildOptions(Flags):
     ignore_missing: bool = flag(False, "go on although lines of the corpus's lists name no clip")
     skip_bad: bool = flag(False, "exit with status 0 although some files were rejected")
     seed: int = flag(0, "seed of augmentation and folds")
+
+    @property
+    def command(self) -> str:
+        """What to type for the same clips, features and folds."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _FREE}
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        flags = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value != usual[name]]
+        typed = (flag if value is True else f"{flag} {shlex.quote(str(value))}" for flag, value in flags)
+        return " ".join(["python -m pipeline.build_cache", *typed])
 
     def __post_init__(self) -> None:
         super().__post_init__()

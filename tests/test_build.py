@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -467,6 +468,24 @@ def test_the_next_command_names_the_cache_where_there_are_several(corpus, build)
     (corpus / "_background_noise_").mkdir()
     Path(os.fsdecode(bytes(corpus / "_background_noise_") + b"/p\xff.wav")).write_bytes(b"")
     assert "is not UTF-8; rename it" in one_line(build("--silence", "4")[1])
+
+
+def test_the_command_of_a_cache(corpus, build, tmp_path, capsys):
+    """cache.info shows what to type for the same cache, whatever chose its clips."""
+    from cache.info import main as info
+    from pipeline.build_cache import main as build_cache
+
+    assert build("--keep", "up,no", "--unknown-share", "0.25", "--seed", "3")[0] == 0
+    capsys.readouterr()
+    assert info(["--cache-dir", str(tmp_path / "cache")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "built by" in line]
+    command = shlex.split(line.partition("built by")[2])
+    assert command[:3] == ["python", "-m", "pipeline.build_cache"]
+    assert command[-6:] == ["--folds", "2", "--clips-per-shard", "8", "--seed", "3"]
+    assert build_cache([*command[3:], "--cache-dir", str(tmp_path / "cache")]) == 0
+    output = capsys.readouterr().out
+    assert "built 0 clips" in output
+    assert "the split is another" not in output
 
 
 def test_official_split(corpus, build, tmp_path):
