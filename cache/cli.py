@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -94,6 +95,15 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
             settings.setdefault("type", str if field.default in (None, ()) else type(field.default))
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **settings)
     return vars(parser.parse_args(argv))
+
+
+def command_line(module: str, values: dict[str, Any], usual: Any) -> str:
+    """What to type for some flags: those that are set and differ from the attributes of `usual`."""
+    line = f"python -m {module}"
+    for name, value in values.items():
+        if type(value) in (bool, int, float, str) and value != getattr(usual, name, value):
+            line += f" --{name.replace('_', '-')}" + ("" if value is True else " " + shlex.quote(str(value)))
+    return line
 
 
 def printable(text: str) -> str:

@@ -1,10 +1,9 @@
 """The flags of pipeline.build_cache."""
 
 import dataclasses
-import shlex
 from typing import Any
 
-from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, flag
+from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, command_line, flag
 from cache.config import NORMALIZE
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -77,11 +76,8 @@ class BuildOptions(Flags):
     @property
     def command(self) -> str:
         """What to type for the same clips, features and folds."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _FREE}
-        usual = {field.name: field.default for field in dataclasses.fields(self)}
-        flags = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value != usual[name]]
-        typed = (flag if value is True else f"{flag} {shlex.quote(str(value))}" for flag, value in flags)
-        return " ".join(["python -m pipeline.build_cache", *typed])
+        chosen = {name: value for name, value in dataclasses.asdict(self).items() if name not in _FREE}
+        return command_line("pipeline.build_cache", chosen, BuildOptions)  # whose attributes are the defaults
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 from yaml import YAMLError
 
-from cache.cli import InputError, printable
+from cache.cli import InputError, command_line, printable
 from infer.corpus import find_member_cache
 from infer.ensemble import Ensemble
 from infer.evaluate.figures import out_of_fold_figures
@@ -164,7 +164,7 @@ def _commands(
         build = dataclasses.asdict(config) | {"width": config.n_frames}
         build |= {"kfold": split, "official": {"split": "official"}}.get(str(split.get("split")), {})
         usual: Any = BuildOptions(width=config.n_mels, fmax=config.sample_rate / 2, win_length=0)
-        commands.append(_command("pipeline.build_cache", build, usual))
+        commands.append(command_line("pipeline.build_cache", build, usual))
         train = {key: member.options.get(key) for key in [*TrainOptions().resume_key(), "patience"]}
         train |= {"n_mels": config.n_mels, "width": config.n_frames, "name": trained}
         train["weights"] = "FILE" if train["weights"] else None
@@ -172,24 +172,15 @@ def _commands(
         named = TrainOptions(model=train["model"], n_mels=config.n_mels, width=config.n_frames).run_name
         folds = ["all"] if options.folds == "all" else [each.fold for each in members if each.run == member.run]
         usual = TrainOptions(width=config.n_mels, name=named)
-        commands += [f"{_command('train.run', train, usual)} --fold {fold}" for fold in folds]
+        commands += [f"{command_line('train.run', train, usual)} --fold {fold}" for fold in folds]
         if member.run in added:
             words = {"run": f"runs/{trained}", "audio": "FOLDER", "name": name}
-            commands.append(_command("train.add_words", words, AddWordsOptions()))
+            commands.append(command_line("train.add_words", words, AddWordsOptions()))
         runs += " --run " + shlex.quote(f"runs/{name}")
     export = {"folds": options.folds, "tta": options.tta, "format": options.format, "int8": options.int8}
     if calibration:
         chosen: dict[str, Any] = {"input": "FOLDER"} if added else {}
         if calibration.get("thresholds"):
             chosen |= {"negatives": "FOLDER", "false_alarms_per_hour": calibration.get("false_alarms_per_hour", "N")}
-        commands.append(_command("infer.calibrate", export | chosen, CalibrateOptions()) + runs)
-    return list(dict.fromkeys([*commands, _command("infer.export", export, ExportOptions()) + runs]))
-
-
-def _command(module: str, values: dict[str, Any], usual: Any) -> str:
-    """A command with those flags that it has and that differ from what they usually are."""
-    command = f"python -m {module}"
-    for name, value in values.items():
-        if type(value) in (bool, int, float, str) and value != getattr(usual, name, value):
-            command += f" --{name.replace('_', '-')}" + ("" if value is True else " " + shlex.quote(str(value)))
-    return command
+        commands.append(command_line("infer.calibrate", export | chosen, CalibrateOptions()) + runs)
+    return list(dict.fromkeys([*commands, command_line("infer.export", export, ExportOptions()) + runs]))
