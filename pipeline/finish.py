@@ -163,11 +163,9 @@ def _describe_split(clips: np.ndarray, classes: list[str], settings: dict[str, A
 
 def _describe_cancelled(found: np.ndarray) -> list[str]:
     names = [name.decode() for name in found["clip_id"][(found["flags"] >> FLAGS.index("cancelled")) & 1 == 1].tolist()]
-    return (
-        [f"the channels of {len(names):,} recordings cancel to silence, such as {', '.join(names[:3])}"]
-        if names
-        else []
-    )
+    if not names:
+        return []
+    return [f"the channels of {len(names):,} recordings cancel to silence, such as {', '.join(names[:3])}"]
 
 
 def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np.ndarray) -> list[str]:
