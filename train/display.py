@@ -37,11 +37,11 @@ class Display:
         precision = str(trainer.dtype or torch.float32).removeprefix("torch.")
         place = "on the device" if trainer.batches.resident else "from the mapped cache"
         self.line(
-            f"fold {record.fold_name}: {record.options.model} ({parameters:.1f} M parameters), {labels} labels, "
-            f"{len(fold.training):,} training and {len(fold.validation):,} validation clips {place}{kept}, "
+            f"fold {record.fold_name}: {record.options.model}, {parameters:.1f} M parameters, {labels} labels, "
             f"{trainer.world.world_size} x {trainer.world.device.type}, {precision}, "
             f"mixup {trainer.options.mixup:.2g} -> {record.folder}"
         )
+        self.line(f"  {len(fold.training):,} training and {len(fold.validation):,} validation clips {place}{kept}")
         self.progress.update(self._task, total=trainer.total_steps, completed=trainer.step)
 
     def step(self, trainer) -> None:
