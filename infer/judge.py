@@ -1,10 +1,11 @@
-"""Judging recordings: features in threads while the device runs the models.
+"""Judging recordings: files divided over the ranks, and features in threads while the device runs the models.
 
 A view's features are computed once for all members with the same features, and softmax is taken once per view and
 member.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import threading
@@ -17,13 +18,15 @@ import torch
 
 from cache.cli import InputError
 from cache.cores import usable_cores
+from infer.console import progress_bar
 from infer.members import Member
 from pipeline.decode import read_clip, reason_of
 from pipeline.features import LogMel
 from pipeline.filterbank import mel_filterbank
 from train.precision import autocast
+from train.world import World
 
-Item = TypeVar("Item")
+Item, Said = TypeVar("Item"), TypeVar("Said")
 _AHEAD = 3  # batches whose features are under way
 
 
@@ -42,6 +45,34 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     rest = iter(items)
     while batch := list(itertools.islice(rest, size)):
         yield batch
+
+
+def judge_in_shares(
+    members: Sequence[Member],
+    paths: Sequence[str],
+    group: int,
+    views: Sequence[Callable],
+    world: World,
+    judge_groups: Callable[["Judge", Iterable[list[str]]], Iterable[Said]],
+) -> list[Said]:
+    """What is said of groups of files, in order and on every rank: each rank judges its share.
+
+    The groups go round the ranks. Each holds the same files whatever the number of ranks, and so gets the same answer.
+
+    Parameters
+    ----------
+    paths : the same on every rank
+    group : files in a group
+    views : of each clip
+    judge_groups : called with a judge and this rank's groups; gives one answer per group
+    """
+    groups, ranks, said = list(batched(paths, group)), world.world_size, []
+    with contextlib.closing(Judge(members, views, world.device)) as judge, progress_bar(world) as show:
+        for answer in judge_groups(judge, groups[world.rank :: ranks]):
+            said.append(answer)
+            show(min(len(said) * ranks * group, len(paths)), len(paths))
+    shares = world.gather(said)
+    return [shares[number % ranks][number // ranks] for number in range(len(groups))]
 
 
 class Judge:

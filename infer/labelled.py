@@ -10,11 +10,10 @@ from scipy.special import softmax
 from cache.cli import InputError, say
 from cache.index import Cache
 from infer.corpus import check_no_words_added, find_corpus, find_member_cache
-from infer.judge import Judge
+from infer.judge import Judge, judge_in_shares
 from infer.members import Member
 from infer.options import EnsembleOptions
 from infer.recordings import Recordings
-from infer.shares import judge_in_shares
 from infer.views import first_views
 from train.held_out import read_held_out
 from train.world import World

@@ -13,13 +13,12 @@ from cache.tables import csv_table
 from infer.corpus import cached_test_split
 from infer.detections import thresholds_of
 from infer.ensemble import Ensemble
-from infer.judge import Judge
+from infer.judge import Judge, judge_in_shares
 from infer.members import Member, load_alike
 from infer.options import WINDOW_THRESHOLD, PredictOptions
 from infer.outputs import output_path
 from infer.predict.windows import HEADER, JudgedFiles, detection_rows, judge_in_windows
 from infer.recordings import Recordings, list_recordings
-from infer.shares import judge_in_shares
 from infer.views import first_views
 from pipeline.wake_words import UNKNOWN
 from train.world import World

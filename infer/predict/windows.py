@@ -14,10 +14,9 @@ from cache.cli import InputError
 from cache.clip_id import file_of
 from infer.detections import Detection, Detector, hop_samples
 from infer.ensemble import Ensemble
-from infer.judge import Judge, batched
+from infer.judge import Judge, batched, judge_in_shares
 from infer.members import Member, shared_clip
 from infer.options import EnsembleOptions
-from infer.shares import judge_in_shares
 from infer.views import first_views
 from pipeline.decode import reason_of
 from pipeline.stream import LoudestClip, duration_seconds, read_blocks, windows
