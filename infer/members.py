@@ -134,12 +134,12 @@ def _say_unfinished(members: list[Member]) -> None:
     """Say on stderr which members have not been trained to the end, and whose epoch's weights they have."""
     for member in members:
         with contextlib.suppress(InputError, TypeError):  # damaged metrics or flags are no reason not to judge
-            for log in read_run(Path(member.run)):
-                last = log.entries[-1]["epoch"] if log.fold == member.fold and log.entries else None
-                epochs, patience = (member.options.get(key, 0) for key in ("epochs", "patience"))
-                if last and last < epochs and not 0 < patience <= last - member.epoch:
-                    course = f"training is at epoch {last} of {epochs}"
-                    say(f"{member.path}: the weights of epoch {member.epoch}; {course}", error=True)
+            entries = read_run(Path(member.run)).get(member.fold)
+            last = entries[-1]["epoch"] if entries else 0
+            epochs, patience = (member.options.get(key, 0) for key in ("epochs", "patience"))
+            if last and last < epochs and not 0 < patience <= last - member.epoch:
+                course = f"training is at epoch {last} of {epochs}"
+                say(f"{member.path}: the weights of epoch {member.epoch}; {course}", error=True)
 
 
 def shared_clip(members: Sequence[Member]) -> FeatureConfig:

@@ -129,10 +129,10 @@ def read_curves(runs: list[str]) -> list[dict[str, Any]]:
     """The course of every fold of every run."""
     curves = []
     for run in runs:
-        for log in read_run(Path(run)):
+        for fold, entries in read_run(Path(run)).items():
             keys = ("epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-            columns = {key: [_finite(entry[key]) for entry in log.entries] for key in keys}
-            name = f"{Path(run).name}/fold{log.fold}" if len(runs) > 1 else f"fold {log.fold}"
+            columns = {key: [_finite(entry[key]) for entry in entries] for key in keys}
+            name = f"{Path(run).name}/fold{fold}" if len(runs) > 1 else f"fold {fold}"
             curves.append({"name": name, **columns})
     return curves
 
