@@ -27,8 +27,7 @@ def labelled_recordings(members: list[Member], options: LabelledOptions | Calibr
     InputError : there are none, or a member was trained on some of them
     """
     if options.source:
-        source, table = options.source, getattr(options, "manifest", None) is not None
-        recordings = list_recordings(source, options.audio_dir, options.columns, table=table)
+        source, recordings = options.source, list_recordings(options.source, options)
     elif isinstance(options, CalibrateOptions):
         source, recordings = "what training held back", cached_calibration_clips(members, options)
     else:

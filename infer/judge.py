@@ -26,7 +26,8 @@ from pipeline.filterbank import mel_filterbank
 from train.precision import autocast
 from train.world import World
 
-Item, Said = TypeVar("Item"), TypeVar("Said")
+Item = TypeVar("Item")
+Said = TypeVar("Said")
 _AHEAD = 3  # batches whose features are under way
 
 

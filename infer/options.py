@@ -67,6 +67,12 @@ class EnsembleOptions(MemberOptions):
         None, "of a table: what its columns mean, as in pipeline.build_cache", metavar="file=NAME,…"
     )
 
+    @property
+    def source(self) -> str | None:
+        """The folder, list or table that --manifest, --input or --check names."""
+        named = (getattr(self, name, None) for name in ("manifest", "input", "check"))
+        return next(filter(None, named), None)
+
 
 _HOP = flag(None, "from one window to the next (default: a quarter of a clip)", (0, 3600), type=float)
 _WINDOW_CONFIDENCE = flag(
@@ -151,11 +157,6 @@ class LabelledOptions(EnsembleOptions):
         None, "also count false alarms in recordings of any length without the words", metavar="FOLDER"
     )
 
-    @property
-    def source(self) -> str | None:
-        """The folder or table to judge."""
-        return self.manifest or self.input
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.manifest and self.input:
@@ -196,11 +197,6 @@ class CalibrateOptions(EnsembleOptions):
         super().__post_init__()
         if (self.negatives is None) != (self.false_alarms_per_hour is None):
             raise InputError("--negatives FOLDER and --false-alarms-per-hour N belong together")
-
-    @property
-    def source(self) -> str | None:
-        """The folder or table to judge."""
-        return self.input
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

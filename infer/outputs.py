@@ -6,7 +6,7 @@ from pathlib import Path
 from cache.cli import InputError
 from cache.clip_id import file_of
 from cache.files import checked_output, lies_in, unused_folder
-from infer.options import MemberOptions
+from infer.options import EnsembleOptions, MemberOptions
 from infer.recordings import list_recordings
 from pipeline.decode import is_recording
 from pipeline.lists import TESTING, VALIDATION
@@ -33,13 +33,9 @@ def _named_recording(output: Path, options: MemberOptions) -> str | Path | None:
         return None
     if is_recording(output.name) or is_recording(os.path.basename(os.path.realpath(output))):
         return output
-    source, audio_dir, columns = (
-        next((value for name in names if (value := getattr(options, name, None))), None)
-        for names in (("manifest", "input", "check"), ("audio_dir",), ("columns",))
-    )
-    table = getattr(options, "manifest", None) is not None
-    listed = list_recordings(source, audio_dir, columns, table=table).paths if source and os.path.isfile(source) else []
-    read = [source, *map(file_of, listed)] if source and listed else []
+    read = []
+    if isinstance(options, EnsembleOptions) and options.source and os.path.isfile(options.source):
+        read = [options.source, *map(file_of, list_recordings(options.source, options).paths)]
     return lies_in(output, filter(None, [*read, getattr(options, "figures", None)]))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.index import TEST
+from infer.options import EnsembleOptions
 from pipeline.clips import SPLITS
 from pipeline.decode import EXTENSIONS, is_recording
 from pipeline.lists import find_files, read_lines, spelling
@@ -61,22 +62,20 @@ class Recordings:
         return np.array(targets, np.int64)
 
 
-def list_recordings(
-    source: str, audio_dir: str | None = None, columns: str | None = None, *, table: bool = False
-) -> Recordings:
+def list_recordings(source: str, options: EnsembleOptions | None = None) -> Recordings:
     """Recordings of a folder (searched below, sorted), of a table, of a text file with a path per line, or one.
 
     Parameters
     ----------
-    source : the folder or file
-    audio_dir, columns : of a table (.csv, .tsv): where its files lie, if not beside it, and what its columns mean
-    table : whether it is one, whatever it is called
+    source : the folder or file; what ``--manifest`` names is a table, whatever it is called
+    options : say of a table (.csv, .tsv) where its files lie, if not beside it, and what its columns mean
 
     Raises
     ------
     InputError : nothing there
     """
-    path = Path(source)
+    path, table = Path(source), getattr(options, "manifest", None) is not None
+    audio_dir, columns = (options.audio_dir, options.columns) if options else (None, None)
     if path.is_file() and (table or path.suffix.lower() in (".csv", ".tsv")):
         recordings = _in_table(path, Path(audio_dir or path.parent), columns)
     elif path.is_dir() and not table:

@@ -77,7 +77,7 @@ def _recordings(options: PredictOptions, members: list[Member]) -> Recordings:
     if options.input == "data/test" and not Path(options.input).exists():
         say("data/test does not exist: judging the cache's test split")
         return cached_test_split(members, options)
-    recordings = list_recordings(options.input, options.audio_dir, options.columns)
+    recordings = list_recordings(options.input, options)
     if recordings.note:
         say(recordings.note)
     return recordings
