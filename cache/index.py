@@ -226,15 +226,16 @@ class Cache:
             if os.fstat(shard.file.fileno()).st_size < shard.offset + shard.rows.nbytes:
                 raise InputError(f"{shard.file.name}: cut short while in use; check it with python -m cache.verify")
 
-    def gather(self, clips: np.ndarray, views: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def gather(self, clips: np.ndarray, views: np.ndarray | int, out: np.ndarray | None = None) -> np.ndarray:
         """Copy one view of each of some clips; where rows are not in memory, some batches are read from disk.
 
         Parameters
         ----------
         clips : indices into the clip table [shape=(n,)]
-        views : the view of each [shape=(n,)]
-        out : [shape=(n, n_mels, n_frames), dtype=float16], overwritten and returned
+        views : the view of each [shape=(n,)], or of all
+        out : [shape=(n, n_mels, n_frames), dtype=float16], overwritten and returned; None: a new array
         """
+        out = np.empty((len(clips), *self.config.row_shape[1:]), np.float16) if out is None else out
         assert out.flags.c_contiguous, "its rows are written through flat views"
         targets = out.view(np.uint16).reshape(len(out), self.config.n_mels * self.config.n_frames)
         shards, rows = self._locate(clips, views)
@@ -248,7 +249,7 @@ class Cache:
         """Ask the kernel to read some rows ahead, whole rows at a time; returns at once."""
         ask_rows(*self._locate(clips, views))
 
-    def _locate(self, clips: np.ndarray, views: np.ndarray) -> tuple[list[MappedShard], list[int]]:
+    def _locate(self, clips: np.ndarray, views: np.ndarray | int) -> tuple[list[MappedShard], list[int]]:
         """Shard, and row among the shard's rows of one view, of each clip."""
         shards = [self._mapped.get(shard) or self._map(shard) for shard in self.clips["shard"][clips].tolist()]
         return shards, (self.clips["row"][clips] * self.config.num_views + views).tolist()

@@ -163,16 +163,10 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def held_out_batches(world: World, cache: Cache, clips: np.ndarray, batch_size: int):
-    """This rank's share of the clips, view 0, in order: every world_size-th clip, each exactly once over all ranks.
-
-    Yields
-    ------
-    (clip indices (b,), features (b, 1, n_mels, n_frames) float16 on the device), b <= batch_size
-    """
-    mine = clips[world.rank :: world.world_size]
-    for first in range(0, len(mine), batch_size):
-        part = mine[first : first + batch_size]
-        out = np.empty((len(part), cache.config.n_mels, cache.config.n_frames), np.float16)
-        cache.gather(part, np.zeros(len(part), np.int64), out)
-        yield part, torch.from_numpy(out).to(world.device)[:, None]
+def batches_of(
+    cache: Cache, clips: np.ndarray, batch_size: int, device: torch.device, view: int = 0
+) -> Iterator[torch.Tensor]:
+    """One view of some clips in order: features (b, 1, n_mels, n_frames) float32 on the device, b <= batch_size."""
+    for first in range(0, len(clips), batch_size):
+        rows = cache.gather(clips[first : first + batch_size], view)
+        yield torch.from_numpy(rows).to(device)[:, None].float()

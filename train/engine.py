@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cache.cli import InputError
 from cache.index import Cache
 from train.augment import batch_augment, default_mixup
-from train.data import Batches, held_out_batches
+from train.data import Batches, batches_of
 from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
@@ -207,16 +207,14 @@ class Trainer:
         """
         model = self.eval_model().eval()
         self.world.broadcast(self._eval_buffers)  # BatchNorm's statistics: each rank has seen other clips
-        clips, logits = [np.empty(0, np.int64)], [torch.empty(0, len(self.cache.classes))]
-        local = max(1, self.options.batch_size // self.world.world_size)
+        clips, logits = self.fold.validation[self.world.rank :: self.world.world_size], []
+        local = self.world.local_batch_size(self.options.batch_size)
         with torch.inference_mode(), autocast(self.world.device, self.dtype):
-            for part, features in held_out_batches(self.world, self.cache, self.fold.validation, local):
-                x = features.float().contiguous(memory_format=self.memory_format)
-                clips.append(part)
-                logits.append(model(x).float().cpu())
+            for x in batches_of(self.cache, clips, local, self.world.device):
+                logits.append(model(x.contiguous(memory_format=self.memory_format)).float().cpu())
         self.model.train()
         self.cache.check_mapped()  # before anything of the epoch is kept
-        parts = self.world.gather((np.concatenate(clips), torch.cat(logits).numpy()))
+        parts = self.world.gather((clips, torch.cat([torch.empty(0, len(self.cache.classes)), *logits]).numpy()))
         clip, judged = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         order = np.argsort(clip)
         clip, judged = clip[order], judged[order]
@@ -229,9 +227,7 @@ class Trainer:
         """End the run where held-out clips have logits that are not finite: no figure of theirs would be right."""
         if not len(clips):
             return
-        shape = (len(clips), self.cache.config.n_mels, self.cache.config.n_frames)
-        rows = self.cache.gather(clips, np.zeros(len(clips), np.int64), np.empty(shape, np.float16))
-        damaged = clips[~np.isfinite(rows).all(axis=(1, 2))]
+        damaged = clips[~np.isfinite(self.cache.gather(clips, 0)).all(axis=(1, 2))]
         name = self.cache.clips["clip_id"][[*damaged, *clips][0]].decode()
         if len(damaged):
             raise InputError(

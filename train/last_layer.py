@@ -12,6 +12,7 @@ import torch
 from cache.cli import InputError
 from cache.index import Cache
 from train.checkpoint import taking_over
+from train.data import batches_of
 from train.models import classifiers, create_model
 
 _INVERSE_PENALTY = 0.003  # scikit-learn's C: see docs/accuracy.md
@@ -42,13 +43,6 @@ class Backbone:
         model.load_state_dict(state)
         return model.eval().to(self._device).to(memory_format=torch.channels_last)
 
-    def _batches(self, cache: Cache, clips: np.ndarray, view: int = 0) -> Iterator[torch.Tensor]:
-        """One view of some clips (batch, 1, n_mels, n_frames)."""
-        for at in range(0, len(clips), _BATCH):
-            part = clips[at : at + _BATCH]
-            rows = cache.gather(part, np.full(len(part), view), np.empty((len(part), *self._size), np.float16))
-            yield torch.from_numpy(rows).unsqueeze(1).to(self._device, torch.float32)
-
     @torch.no_grad()
     def pooled(self, cache: Cache, clips: np.ndarray, view: int = 0) -> np.ndarray:
         """What the last layer is given for a view of some clips [shape=(n, features), dtype=float64].
@@ -61,7 +55,7 @@ class Backbone:
         with self._blamed():
             parts = [
                 network.forward_head(network.forward_features(x), pre_logits=True).flatten(1).cpu()
-                for x in self._batches(cache, clips, view)
+                for x in batches_of(cache, clips, _BATCH, self._device, view)
             ]
         return torch.cat(parts).double().numpy()
 
@@ -87,7 +81,7 @@ class Backbone:
             new = {f"{layer}.weight": torch.from_numpy(shaped).float(), f"{layer}.bias": torch.from_numpy(bias).float()}
             state = {**self._saved["model"], **new}
             model = self._create(len(bias), state)
-            said = torch.cat([model(x).cpu() for x in self._batches(cache, clips)]).numpy()
+            said = torch.cat([model(x).cpu() for x in batches_of(cache, clips, _BATCH, self._device)]).numpy()
         expected = self.pooled(cache, clips) @ weight.T + bias
         if not np.allclose(said, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
             raise self._refusal("its logits are no linear function of its pooled features")
