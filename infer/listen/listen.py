@@ -87,8 +87,8 @@ class _Listener:
         blocks = self._counted(as_mono(sound.blocks, sound.rate, model.sample_rate))
         for first, clip in windows(blocks, model.samples, self._hop):
             self._judge(clip, first, first + model.samples)
-            if sound.overruns.count > lost:
-                lost = sound.overruns.count
+            if sound.lost > lost:
+                lost = sound.lost
                 say(f"sound was lost ({lost} blocks so far): this machine was busy, or asleep", error=True)
         if 0 < self._heard < model.samples:  # judged as a file that is shorter than a clip
             self._judge(np.pad(self._start, (0, model.samples - self._heard)), 0, self._heard)

@@ -6,7 +6,7 @@ import queue
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,13 +29,7 @@ _MOST_BLOCKS = 1000  # that wait to be judged, some ten seconds
 
 
 @dataclasses.dataclass
-class Overruns:
-    """How often sound was lost because it came faster than it was taken."""
-
-    count: int = 0
-
-
-class Sound(NamedTuple):
+class Sound:
     """An open source of sound."""
 
     name: str
@@ -43,7 +37,8 @@ class Sound(NamedTuple):
     """Hz"""
     blocks: Iterable[np.ndarray]
     """Each [shape=(n, channels), dtype=float32]."""
-    overruns: Overruns
+    lost: int = 0
+    """How often some was lost because it came faster than it was taken."""
 
 
 def standard_input(stream: BinaryIO, options: ListenOptions) -> Sound:
@@ -62,7 +57,7 @@ def standard_input(stream: BinaryIO, options: ListenOptions) -> Sound:
     else:
         encoding, channels, rate, size = options.encoding, options.channels, options.rate, None
     blocks = _decoded(begin, stream, np.dtype(ENCODINGS[encoding]), channels, size)
-    return Sound("standard input", rate, blocks, Overruns())  # a pipe waits, nothing is lost in it
+    return Sound("standard input", rate, blocks)  # a pipe waits, nothing is lost in it
 
 
 def _read_wav_header(stream: BinaryIO, form: bytes) -> tuple[str, int, int, int | None]:
@@ -114,17 +109,16 @@ def microphone(name: str | None, rate: int) -> Iterator[Sound]:
     except OSError as error:
         raise InputError(f"{error}; sounddevice needs it: apt-get install libportaudio2") from None
     blocks: queue.Queue[np.ndarray | None] = queue.Queue(_MOST_BLOCKS)
-    overruns = Overruns()
 
     def put(block: np.ndarray | None) -> None:
         try:
             blocks.put_nowait(block)
         except queue.Full:
-            overruns.count += 1
+            sound.lost += 1
 
     def take(data: np.ndarray, frames: int, time: Any, status: Any) -> None:
         """Called by sounddevice, in a thread of its own."""
-        overruns.count += bool(status.input_overflow)
+        sound.lost += bool(status.input_overflow)
         put(data.copy())
 
     chosen = int(name) if name and name.isdecimal() else name
@@ -135,10 +129,11 @@ def microphone(name: str | None, rate: int) -> Iterator[Sound]:
             devices.check_input_settings(samplerate=rate, **settings)
         except devices.PortAudioError:
             rate = round(about["default_samplerate"])
+        sound = Sound(about["name"], rate, _taken(blocks, about["name"]))
         with devices.InputStream(
             samplerate=rate, latency="low", callback=take, finished_callback=lambda: put(None), **settings
         ):
-            yield Sound(about["name"], rate, _taken(blocks, about["name"]), overruns)
+            yield sound
     except (devices.PortAudioError, ValueError) as error:
         if isinstance(error, InputError):
             raise
