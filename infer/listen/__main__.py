@@ -19,14 +19,10 @@ def main(options: ListenOptions) -> int:
         model = OnnxModel(options.onnx, threads=1)
         return listen(options, model if keeps_up(model) else OnnxModel(options.onnx))
 
-    from infer.listen.members import loaded
-    from train.world import World, run_in_world
+    from infer.listen.members import listen_with_members
+    from train.world import run_in_world
 
-    def listen_with_members(world: World) -> int:
-        with loaded(options, world) as model:
-            return listen(options, model)
-
-    return run_in_world(options.device, listen_with_members)
+    return run_in_world(options.device, lambda world: listen_with_members(options, world))
 
 
 if __name__ == "__main__":

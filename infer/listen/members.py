@@ -1,7 +1,6 @@
 """An ensemble that judges clips one after another."""
 
 import contextlib
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ import torch
 from cache.cli import say
 from infer.ensemble import Ensemble
 from infer.judge import Judge
-from infer.listen.listen import keeps_up
+from infer.listen.listen import keeps_up, listen
 from infer.members import load_alike, shared_clip
 from infer.options import ListenOptions
 from infer.views import first_views
@@ -39,9 +38,8 @@ class EnsembleModel:
         return probs
 
 
-@contextlib.contextmanager
-def loaded(options: ListenOptions, world: World) -> Iterator[EnsembleModel]:
-    """The model that the flags name, in one thread where that is enough."""
+def listen_with_members(options: ListenOptions, world: World) -> int:
+    """Listen with the members that the flags name, in one thread where that is enough; returns the exit status."""
     members = load_alike(options, world)
     with contextlib.closing(Judge(members, first_views(options.tta), world.device)) as judge:
         ensemble, threads = Ensemble(members, options.tta), torch.get_num_threads()
@@ -51,4 +49,4 @@ def loaded(options: ListenOptions, world: World) -> Iterator[EnsembleModel]:
         torch.set_num_threads(1)
         if not keeps_up(model):
             torch.set_num_threads(threads)
-        yield model
+        return listen(options, model)
