@@ -25,7 +25,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.folds import select_fold
 from train.last_layer import Backbone, fit_last_layer
 from train.options import AddWordsOptions
-from train.record import describe_surroundings, write_config
+from train.record import write_config
 from train.trained_on import clip_contents, contents_trained_on
 from train.world import World
 
@@ -60,10 +60,10 @@ def add_words(options: AddWordsOptions, world: World) -> int:
         with new_folder(target) as folder:
             for path, saved in trained.items():
                 content = _refit(path, saved, old, new, world)
-                origin = {"added": {"run": str(run), "recordings": counts}, **describe_surroundings(old, world)}
                 kept = {key: value for key, value in content.items() if key not in ("model", "heard", "version")}
+                kept["added"] = {"run": str(run), "recordings": counts}
                 (folder / path.parent.name).mkdir()
-                write_config(folder / path.parent.name, {**kept, **origin})
+                write_config(folder / path.parent.name, kept, old, world)
                 save_checkpoint(folder / path.parent.name / path.name, content)
     say(f"{target}: folds: {len(trained)}, labels: {len(old.classes) + len(counts)}, new: {', '.join(counts)}")
     folds = ",".join(path.parent.name.removeprefix("fold") for path in trained)

@@ -24,11 +24,6 @@ from train.precision import device_name
 from train.world import World
 
 
-def run_folder(options: TrainOptions, fold: str) -> Path:
-    """Folder of one fold of a run."""
-    return Path(options.runs_dir) / options.run_name / f"fold{fold}"
-
-
 @contextlib.contextmanager
 def opened_for_writing(folder: Path) -> Iterator[None]:
     """Hold a run folder; an error of the system that names no file names the folder.
@@ -61,7 +56,7 @@ class Record:
 
     def __init__(self, options: TrainOptions, cache: Cache, fold_name: str) -> None:
         self.options, self.cache, self.fold_name = options, cache, fold_name
-        self.folder = run_folder(options, fold_name)
+        self.folder = Path(options.runs_dir) / options.run_name / f"fold{fold_name}"
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "loss": 0.0}
         self.trained_on: torch.Tensor | None = None  # see the module of that name
 
@@ -190,26 +185,23 @@ class Record:
 
     def write_config(self, world: World) -> None:
         """Write config.json: arguments, versions, device and git commit."""
-        write_config(self.folder, {**self._identity(), **describe_surroundings(self.cache, world)})
+        write_config(self.folder, self._identity(), self.cache, world)
 
 
-def write_config(folder: Path, content: dict[str, Any]) -> None:
-    """Write config.json."""
-    write_atomic(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
-
-
-def describe_surroundings(cache: Cache, world: World) -> dict[str, Any]:
-    """What a fold is trained from, on and by: cache, ranks, device, versions and git commit."""
+def write_config(folder: Path, content: dict[str, Any], cache: Cache, world: World) -> None:
+    """Write config.json: what a fold is, and from, on and by what it was trained (cache, device, versions, commit)."""
     import timm
 
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = None
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    return {
+    content = {
+        **content,
         "cache": str(cache.folder.resolve()),
         "world_size": world.world_size,
         "device": device_name(world.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
         "git_commit": commit,
     }
+    write_atomic(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
