@@ -101,28 +101,20 @@ def judge_sources(options: ReportOptions, members: list[Member], world: World) -
     sources, errors = [], []
     if options.source or options.split != "oof":
         try:
-            sources.append(_recordings(options, members, world))
+            figures, clips = judge_and_measure(members, options, world)
+            sources.append(Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs)))
         except InputError as error:
             if options.source or options.split == "test":
                 raise
             errors.append(error)
     try:
-        sources.append(world.decide(lambda: _out_of_fold(options, members)))
+        clips, mean = world.decide(lambda: out_of_fold(members, options.cache_dir, options.audio_dir))
+        sources.append(Source(out_of_fold_figures(members, clips, mean), clips, mean))
     except InputError as error:
         errors.append(error)
     if not sources:
         raise errors[-1]
     return sources, [str(error) for error in errors]
-
-
-def _recordings(options: ReportOptions, members: list[Member], world: World) -> Source:
-    figures, clips = judge_and_measure(members, options, world)
-    return Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs))
-
-
-def _out_of_fold(options: ReportOptions, members: list[Member]) -> Source:
-    clips, mean = out_of_fold(members, options.cache_dir, options.audio_dir)
-    return Source(out_of_fold_figures(members, clips, mean), clips, mean)
 
 
 def read_curves(runs: list[str]) -> list[dict[str, Any]]:
