@@ -128,6 +128,11 @@ def describe_error(error: InputError | OSError) -> str:
     return printable(message + _REMEDIES.get(getattr(error, "errno", None) or 0, ""))
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's words, cut to 200 characters; its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def is_reader_gone(error: Exception) -> bool:
     """Whether nobody reads what is printed any more; a pipe that has a file name is another one."""
     return isinstance(error, BrokenPipeError) and not error.filename

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import h5py
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, first_line
 from cache.config import FeatureConfig
 from cache.files import atomic_path, read_sealed, write_sealed
 from cache.mapping import map_file
@@ -133,7 +133,7 @@ def map_shard(folder: Path, number: int, config: FeatureConfig, rows: int, sourc
             raise
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):  # HDF5 names no file
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
-        raise InputError(f"{path}: not a readable HDF5 shard ({_first_line(error)}); {REBUILD}") from None
+        raise InputError(f"{path}: not a readable HDF5 shard ({first_line(error)}); {REBUILD}") from None
     shape = (rows, *config.row_shape)
     size = os.fstat(raw.fileno()).st_size
     if offset + 2 * math.prod(shape) > size:
@@ -182,10 +182,6 @@ def _integer(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     return bytes(value).decode("ascii", "replace")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def sidecar_path(folder: Path, number: int) -> Path:

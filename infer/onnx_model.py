@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError, require
+from cache.cli import InputError, first_line, require
 
 
 class OnnxModel:
@@ -39,8 +39,7 @@ class OnnxModel:
             self.sample_rate, self.samples = int(about["sample_rate"]), int(session.get_inputs()[0].shape[1])
             self.thresholds: dict[str, float] = json.loads(about.get("thresholds", "{}"))
         except Exception as error:  # of a dozen types of onnxruntime's own
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise InputError(f"{path}: not a file of infer.export ({reason})") from None
+            raise InputError(f"{path}: not a file of infer.export ({first_line(error)})") from None
         self._session = session
 
     def __call__(self, clips: np.ndarray) -> np.ndarray:

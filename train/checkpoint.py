@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.cli import InputError
+from cache.cli import InputError, first_line
 from cache.files import atomic_path
 
 VERSION = 1
@@ -102,8 +102,7 @@ def _blamed(path: Path, missing: str, damaged: str, remedy: str = "") -> Iterato
     except (PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # of a dozen types, by where the file is damaged
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: {damaged} ({reason}){remedy}") from None
+        raise InputError(f"{path}: {damaged} ({first_line(error)}){remedy}") from None
 
 
 @contextlib.contextmanager

@@ -3,12 +3,11 @@
 import difflib
 import logging
 import os
-import textwrap
 from typing import Any
 
 import torch
 
-from cache.cli import InputError
+from cache.cli import InputError, first_line
 
 
 def create_model(
@@ -98,7 +97,7 @@ def _create(name: str, settings: dict, size: tuple[int, int], pretrained: bool) 
         if not pretrained:
             raise InputError(_describe_misfit(name, size, error)) from error
         raise InputError(
-            f"--pretrained: no weights of {name} ({_first_line(error)}); is there a network? "
+            f"--pretrained: no weights of {name} ({first_line(error)}); is there a network? "
             "Download them elsewhere and pass --weights FILE"
         ) from error
 
@@ -112,7 +111,7 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
     try:
         state = timm.models.load_state_dict(path, weights_only=True)
     except Exception as error:
-        raise InputError(f"--weights {path}: not a readable weights file ({_first_line(error)})") from error
+        raise InputError(f"--weights {path}: not a readable weights file ({first_line(error)})") from error
     model: Any = timm.create_model(name, **settings)
     replaced = classifiers(model)
     needed = [key for key, _ in model.named_parameters() if not key.startswith(replaced)]
@@ -130,15 +129,11 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **settings)
     except Exception as error:
-        raise InputError(f"--weights {path}: not weights of {name} ({_first_line(error)})") from error
+        raise InputError(f"--weights {path}: not weights of {name} ({first_line(error)})") from error
 
 
 def _describe_misfit(name: str, size: tuple[int, int], error: Exception) -> str:
-    return f"{name} does not take {size[0]} mels x {size[1]} frames: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return textwrap.shorten((str(error).splitlines() or [type(error).__name__])[0], 200)
+    return f"{name} does not take {size[0]} mels x {size[1]} frames: {first_line(error)}"
 
 
 def fits_input(model: torch.nn.Module, name: str, size: tuple[int, int]) -> None:
