@@ -17,7 +17,7 @@ from infer.judge import Judge, judge_in_shares
 from infer.members import Member, load_alike
 from infer.options import WINDOW_THRESHOLD, PredictOptions
 from infer.outputs import output_path
-from infer.predict.windows import HEADER, JudgedFiles, detection_rows, judge_in_windows
+from infer.predict.windows import JudgedFiles, judge_in_windows
 from infer.recordings import Recordings, list_recordings
 from infer.views import first_views
 from pipeline.wake_words import UNKNOWN
@@ -100,11 +100,13 @@ def _write_tables(
     with contextlib.ExitStack() as stack:
         table = stack.enter_context(csv_table(options.output, ["file", "label", "confidence", "error"]))
         matrix = stack.enter_context(csv_table(options.probabilities, ["file", *classes]))
-        windows = stack.enter_context(csv_table(options.windows, HEADER))
+        windows = stack.enter_context(csv_table(options.windows, ["file", "start_s", "end_s", "label", "confidence"]))
         for files in judged:
             names = recordings.names[first : first + len(files.errors)]
             first += len(names)
-            windows.writerows(detection_rows(files, names) if options.windows else [])
+            for name, detections in zip(names, files.detections, strict=False):  # without --windows there are none
+                for start, end, label, confidence in detections:
+                    windows.writerow([name, f"{start:.3f}", f"{end:.3f}", label, f"{confidence:.4f}"])
             for name, probs, error in zip(names, files.probs, files.errors, strict=True):
                 if error:
                     bad += 1

@@ -23,7 +23,6 @@ from pipeline.stream import LoudestClip, duration_seconds, read_blocks, windows
 from train.world import World
 
 _FILES = 8  # in a group: each may last for hours
-HEADER = ["file", "start_s", "end_s", "label", "confidence"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +122,3 @@ def judge_windows(
         lengths[file] = 0.0 if error else lengths[file]
     probs[[bool(error) for error in errors]] = 0
     return JudgedFiles(probs, errors, found, lengths)
-
-
-def detection_rows(files: JudgedFiles, names: Sequence[str]) -> Iterator[list[str]]:
-    """Rows under `HEADER`."""
-    for name, detections in zip(names, files.detections, strict=True):
-        for start, end, label, confidence in detections:
-            yield [name, f"{start:.3f}", f"{end:.3f}", label, f"{confidence:.4f}"]
