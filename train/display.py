@@ -62,8 +62,7 @@ class Display:
 
     def validating(self) -> None:
         """Say that the epoch's steps are done and its validation runs."""
-        if not self.progress.disable:
-            self.progress.update(self._task, numbers="validating")
+        self.progress.update(self._task, numbers="validating")
 
     def epoch(self, entry: dict, better: bool) -> None:
         """Print the line of a finished epoch."""

@@ -8,15 +8,11 @@ from cache.index import Cache
 from train.options import TrainOptions
 from train.session import train_fold
 from train.stopping import StopSignal
-from train.world import World, run_in_world
+from train.world import World
 
 
-def train(options: TrainOptions) -> int:
+def train(options: TrainOptions, world: World) -> int:
     """Train the folds that the options name, in turn; returns the exit status."""
-    return run_in_world(options.device, lambda world: _train(options, world))
-
-
-def _train(options: TrainOptions, world: World) -> int:
     world.local_batch_size(options.batch_size)
     folder = options.cache_folder
     cache = Cache(folder)

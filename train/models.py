@@ -143,13 +143,12 @@ def fits_input(model: torch.nn.Module, name: str, size: tuple[int, int]) -> None
     ------
     InputError : the model does not take this input size
     """
-    was_training = model.training
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 1, *size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(_describe_misfit(name, size, error)) from error
-    model.train(was_training)
+    model.train()
 
 
 def flatten_buffers(model: torch.nn.Module, device: torch.device) -> torch.Tensor:

@@ -2,13 +2,12 @@
 
 import copy
 import platform
-import sys
 import time
 
 import torch
 from torch.nn.modules.conv import _ConvNd
 
-from cache.cli import InputError
+from cache.cli import InputError, say
 from cache.memory import poisoned_memory
 from train.options import TrainOptions
 from train.world import World
@@ -52,7 +51,7 @@ def training_dtype(
     if wrong and options.amp == "bf16":
         raise InputError(f"--amp bf16: torch gets the gradients of {wrong} wrong on this CPU; use --amp auto or off")
     if wrong and world.is_main:
-        print(f"float32, not bf16: torch gets the gradients of {wrong} wrong on this CPU", file=sys.stderr, flush=True)
+        say(f"float32, not bf16: torch gets the gradients of {wrong} wrong on this CPU", error=True)
     return None if wrong or not all(able for able, _ in decisions) else dtype
 
 
@@ -135,9 +134,7 @@ def choose_memory_format(
         return torch.channels_last
     shape = (world.local_batch_size(options.batch_size), 1, *size)
     faster = find_faster_format(model, shape, world.device, dtype, training=True)
-    chosen = torch.tensor(faster == torch.channels_last, dtype=torch.int32, device=world.device)
-    world.broadcast(chosen)
-    return FORMATS["channels_last" if int(chosen) else "contiguous"]
+    return FORMATS["channels_last" if world.gather(faster == torch.channels_last)[0] else "contiguous"]
 
 
 def find_faster_format(
@@ -150,8 +147,7 @@ def find_faster_format(
     shape : of a batch, (clips, 1, n_mels, n_frames)
     training : whether a pass goes backward, too
     """
-    seconds = [_time_passes(model, shape, device, dtype, chosen, training) for chosen in FORMATS.values()]
-    return list(FORMATS.values())[seconds.index(min(seconds))]
+    return min(FORMATS.values(), key=lambda chosen: _time_passes(model, shape, device, dtype, chosen, training))
 
 
 def _time_passes(model, shape, device, dtype, memory_format, training) -> float:

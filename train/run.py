@@ -17,8 +17,9 @@ def main(options: TrainOptions) -> int:
     if os.environ.get("RANK", "0") == "0":  # which ends the others
         read_index(options.cache_folder)
     from train.launch import train
+    from train.world import run_in_world
 
-    return train(options)
+    return run_in_world(options.device, lambda world: train(options, world))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import signal
-import sys
 import time
 from typing import Any
 
 import numpy as np
 import torch
 
-from cache.cli import InputError, printable
+from cache.cli import InputError, say
 from cache.index import Cache
 from train.checkpoint import taking_over
 from train.display import Display
@@ -111,9 +110,8 @@ class _Session:
                     self.display.line(f"stopped at step {trainer.step}; the same command continues from here")
                     return 128 + (stop.number or signal.SIGTERM)
         self.display.line(f"fold {self.record.fold_name} done: {self.record.describe_best()}")
-        doubt = self.record.describe_doubt(len(self.trainer.fold.validation))
-        if doubt and self.world.is_main:
-            print(printable(doubt), file=sys.stderr)
+        if self.world.is_main and (doubt := self.record.describe_doubt(len(trainer.fold.validation))):
+            say(doubt, error=True)
         return 0
 
     def _wish(self, stop: StopSignal) -> int:

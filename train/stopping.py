@@ -29,7 +29,7 @@ class Agreement:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._value = torch.zeros(1, dtype=torch.int64)
+        self._value: torch.Tensor
         self._work: dist.Work | None = None
 
     def exchange(self, value: int) -> int:
