@@ -12,7 +12,7 @@ import torch
 
 from cache.cli import InputError, say
 from cache.config import FeatureConfig
-from infer.options import EnsembleOptions, MemberOptions, trained_runs
+from infer.options import EnsembleOptions, trained_runs
 from train.checkpoint import load_checkpoint, taking_over
 from train.models import create_model
 from train.precision import FORMATS, amp_dtype, device_name, find_faster_format, prediction_dtype
@@ -108,15 +108,14 @@ def load_members(runs: list[str], folds: str, device: torch.device, amp: str = "
     return members
 
 
-def load_alike(options: MemberOptions, world: World) -> list[Member]:
+def load_alike(options: EnsembleOptions, world: World) -> list[Member]:
     """The members that the flags name, the same on every rank; says which are still in training.
 
     Raises
     ------
     InputError : as :func:`load_members`, or a checkpoint was replaced between two ranks' reading
     """
-    amp = options.amp if isinstance(options, EnsembleOptions) else "off"
-    members = load_members(options.run_folders, options.folds, world.device, amp)
+    members = load_members(options.run_folders, options.folds, world.device, options.amp)
     read = world.gather([(str(member.path), member.digest) for member in members])
     for rank, theirs in enumerate(read):
         if theirs != read[0]:

@@ -35,10 +35,8 @@ class Recordings:
     def select(self, indices: Iterable[int]) -> "Recordings":
         """Some of them."""
         chosen = list(indices)
-        paths, names, labels = (
-            column and [column[index] for index in chosen] for column in (self.paths, self.names, self.labels)
-        )
-        return Recordings(paths or [], names or [], labels=labels)
+        labels = self.labels and [self.labels[index] for index in chosen]
+        return Recordings([self.paths[index] for index in chosen], [self.names[index] for index in chosen], "", labels)
 
     def targets(self, classes: list[str]) -> np.ndarray:
         """The index of each recording's label among the classes [shape=(n,), dtype=int64].
