@@ -66,7 +66,6 @@ class _Listener:
         self._detector = Detector(model.classes, least, eager=options.eager)
         self._model, self._json = model, options.json
         self._hop = hop_samples(model.sample_rate, model.samples, options.hop_seconds)
-        self._start = np.zeros(0, np.float32)  # of the sound, at most a clip
         self._heard = self._printed = 0
         self._judging_s = 0.0
 
@@ -83,29 +82,22 @@ class _Listener:
         say(f"{heard_s:.1f} s heard, {self._printed} detections{share}", error=True)
 
     def _judge_all(self, sound: Sound) -> None:
-        model, lost = self._model, 0
-        blocks = self._counted(as_mono(sound.blocks, sound.rate, model.sample_rate))
-        for first, clip in windows(blocks, model.samples, self._hop):
-            self._judge(clip, first, first + model.samples)
+        model, rate, lost = self._model, self._model.sample_rate, 0
+        for first, clip in windows(self._counted(as_mono(sound.blocks, sound.rate, rate)), model.samples, self._hop):
+            started = time.perf_counter()
+            scores = model(clip[None])[0]
+            self._judging_s += time.perf_counter() - started
+            self._print(self._detector.add(scores, first / rate, min(first + model.samples, self._heard) / rate))
             if sound.lost > lost:
                 lost = sound.lost
                 say(f"sound was lost ({lost} blocks so far): this machine was busy, or asleep", error=True)
-        if 0 < self._heard < model.samples:  # judged as a file that is shorter than a clip
-            self._judge(np.pad(self._start, (0, model.samples - self._heard)), 0, self._heard)
 
     def _counted(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for block in blocks:
             self._heard += len(block)
-            if len(self._start) < self._model.samples:
-                self._start = np.concatenate([self._start, block])[: self._model.samples]
             yield block
-
-    def _judge(self, clip: np.ndarray, first: int, end: int) -> None:
-        started = time.perf_counter()
-        scores = self._model(clip[None])[0]
-        self._judging_s += time.perf_counter() - started
-        rate = self._model.sample_rate
-        self._print(self._detector.add(scores, first / rate, end / rate))
+        if 0 < self._heard < self._model.samples:  # judged as a file that is shorter than a clip
+            yield np.zeros(self._model.samples - self._heard, np.float32)
 
     def _print(self, found: list[Detection]) -> None:
         for detection in found:
