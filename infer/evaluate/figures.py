@@ -39,14 +39,24 @@ def judge_and_measure(
     InputError : as :func:`infer.corpus.labelled_recordings` and :func:`infer.labelled.judge_labelled`
     """
     recordings = world.decide(lambda: labelled_recordings(members, options))
-    clips = judge_labelled(members, recordings, options, world)
-    figures = ensemble_figures(members, clips, options.source or "the split test")
+    clips, ensemble = judge_labelled(members, recordings, options, world), Ensemble(members, options.tta)
+    probs, targets, verdict = clips.probs, clips.targets, ensemble(clips.probs)
+    figures = {
+        "source": options.source or "the split test",
+        **_figures(members, clips, verdict),
+        "hard": accuracy_of(hard_vote(probs[:, :1]), targets),
+        "soft": accuracy_of(soft_vote(probs[:, :1]), targets),
+        "soft_tta": accuracy_of(verdict, targets),
+        "tta": options.tta,
+        "unreadable": clips.unreadable,
+        "calibrated": ensemble.calibrated,
+        "doubt": ensemble.describe_doubt(),
+        "ece": reliability(verdict.max(axis=1), verdict.argmax(axis=1) == targets)[0],
+    }
     if options.negatives:
-        ensemble = Ensemble(members, options.tta)
         alarms = find_false_alarms(options.negatives, members, ensemble, clips, options, world)
-        figures["false_alarms"] = false_alarm_figures(
-            alarms, clips, ensemble(clips.probs), members[0].classes, ensemble.thresholds
-        )
+        classes, thresholds = members[0].classes, ensemble.thresholds
+        figures["false_alarms"] = false_alarm_figures(alarms, clips, verdict, classes, thresholds)
     if options.robustness:
         figures["robustness"] = robustness(members, recordings, options, world)
     return figures, clips
@@ -55,25 +65,6 @@ def judge_and_measure(
 def out_of_fold_figures(members: list[Member], clips: JudgedClips, mean: np.ndarray) -> dict[str, Any]:
     """Figures of every clip, judged by those members that did not train on it; `mean`: what they said together."""
     return {"source": "out of fold", **_figures(members, clips, mean), "hard": None, "soft": None, "soft_tta": None}
-
-
-def ensemble_figures(members: list[Member], clips: JudgedClips, source: str) -> dict[str, Any]:
-    """The figures of members and ensembles on labelled recordings."""
-    probs, targets = clips.probs, clips.targets
-    ensemble = Ensemble(members, probs.shape[1])
-    verdict = ensemble(probs)
-    return {
-        "source": source,
-        **_figures(members, clips, verdict),
-        "hard": accuracy_of(hard_vote(probs[:, :1]), targets),
-        "soft": accuracy_of(soft_vote(probs[:, :1]), targets),
-        "soft_tta": accuracy_of(verdict, targets),
-        "tta": probs.shape[1],
-        "unreadable": clips.unreadable,
-        "calibrated": ensemble.calibrated,
-        "doubt": ensemble.describe_doubt(),
-        "ece": reliability(verdict.max(axis=1), verdict.argmax(axis=1) == targets)[0],
-    }
 
 
 def _figures(members: list[Member], clips: JudgedClips, verdict: np.ndarray) -> dict[str, Any]:
