@@ -22,12 +22,12 @@ from cache.index import Cache
 from train.augment import batch_augment, default_mixup
 from train.data import Batches, batches_of
 from train.folds import Fold
+from train.held_out import teacher_probs
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions
 from train.precision import FORMATS, autocast, choose_memory_format, device_name, training_dtype
 from train.speech_embedding import check_features
-from train.teacher import teacher_probs
 from train.world import World
 
 # DDP's flag for not broadcasting BatchNorm's statistics in every step, and its name before torch 2.13
