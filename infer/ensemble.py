@@ -91,8 +91,7 @@ class Ensemble:
         """What infer.calibrate has not done for these members and views, and how to have it done; "" for nothing."""
         runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in self._members))
         folds = ",".join(dict.fromkeys(member.fold for member in self._members))
-        held_back = all(member.hold_back for member in self._members)
-        source = "" if held_back else " --input FOLDER"
+        source = "" if all(member.hold_back for member in self._members) else " --input FOLDER"
         remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {self._tta}{source}"
         stale = self.vote is soft_vote and not self.path.exists()
         if stale and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):

@@ -89,8 +89,8 @@ class Judge:
     def __init__(self, members: Sequence[Member], views: Sequence[Callable], device: torch.device) -> None:
         self.members, self.views, self.device = list(members), list(views), device
         self.classes = self.members[0].classes
-        self._configs = list(dict.fromkeys(member.config.view_config for member in self.members))
-        self._filters = [mel_filterbank(config) for config in self._configs]
+        configs = dict.fromkeys(member.config.view_config for member in self.members)
+        self._filters = {config: mel_filterbank(config) for config in configs}
         threads = torch.get_num_threads()
         self._local = threading.local()
         count = usable_cores()
@@ -120,7 +120,7 @@ class Judge:
 
     def _start_thread(self) -> None:
         torch.set_num_threads(1)
-        self._local.log_mels = [LogMel(*pair) for pair in zip(self._configs, self._filters, strict=True)]
+        self._local.log_mels = [LogMel(*pair) for pair in self._filters.items()]
 
     def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str]:
         """Per configuration the views' features (views, n_mels, n_frames) float16, and the error or ""."""
@@ -140,7 +140,7 @@ class Judge:
         errors = [error for _, error in featured]
         good = [index for index, error in enumerate(errors) if not error]
         probs = np.zeros((len(self.members), len(self.views), len(errors), len(self.classes)), np.float32)
-        for number, config in enumerate(self._configs):
+        for number, config in enumerate(self._filters):
             if not good:
                 break
             stacked = torch.stack([featured[index][0][number] for index in good], dim=1)  # (views, n, mels, frames)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
@@ -78,7 +77,7 @@ def _held_out(member: Member, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
     ------
     InputError : the member holds nothing out, or its file is missing, damaged, or of other clips than the cache's fold
     """
-    path = Path(member.run) / f"fold{member.fold}" / "oof.npz"
+    path = member.path.with_name("oof.npz")
     if member.fold == "none":
         raise InputError(f"{member.path}: fold none holds nothing out; choose other --folds, or labelled recordings")
     clips, logits = read_held_out(path, cache)
