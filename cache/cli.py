@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,10 @@ def flag(default: Any, help: str, limits: tuple[float, float] | None = None, **k
 
     Parameters
     ----------
-    default : the flag's default; its type is the flag's type unless `type` is given
+    default : the flag's default; its type is the field's, float where that is ``float | None``
     help : one line for ``--help``
     limits : lowest and highest value that :class:`Flags` takes; `AT_LEAST_0` and `AT_LEAST_1` have no highest
-    kwargs : passed to ``ArgumentParser.add_argument`` (``type``, ``choices``, ``metavar``, ``action``, …)
+    kwargs : passed to ``ArgumentParser.add_argument`` (``choices``, ``metavar``, ``action``, …)
     """
     return dataclasses.field(default=default, metadata={"help": help, "limits": limits, **kwargs})
 
@@ -92,7 +93,7 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
         if isinstance(field.default, bool):
             settings.setdefault("action", argparse.BooleanOptionalAction if field.default else "store_true")
         elif "action" not in settings or settings["action"] == "append":
-            settings.setdefault("type", str if field.default in (None, ()) else type(field.default))
+            settings.setdefault("type", (*typing.get_args(field.type), field.type)[0])  # float of float | None
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **settings)
     return vars(parser.parse_args(argv))
 

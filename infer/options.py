@@ -25,8 +25,8 @@ class MemberOptions(Flags):
     )
     runs_dir: str = flag(_TRAIN["runs_dir"], "without --run: where run folders are")
     model: str | None = flag(None, f"without --run: the model (default: {_TRAIN['model']}, or the only run there is)")
-    n_mels: int | None = flag(None, f"without --run: mel bands (default: {_TRAIN['n_mels']})", type=int)
-    width: int | None = flag(None, "without --run: frames (default: n-mels)", type=int)
+    n_mels: int | None = flag(None, f"without --run: mel bands (default: {_TRAIN['n_mels']})")
+    width: int | None = flag(None, "without --run: frames (default: n-mels)")
     folds: str = flag("all", "all folds of the split, or a list such as 0,2; none: the run on everything")
     cache_dir: str = flag("data/cache", "where cache folders are, for the split test")
 
@@ -74,13 +74,12 @@ class EnsembleOptions(MemberOptions):
         return next(filter(None, named), None)
 
 
-_HOP = flag(None, "from one window to the next (default: a quarter of a clip)", (0, 3600), type=float)
+_HOP = flag(None, "from one window to the next (default: a quarter of a clip)", (0, 3600))
 _WINDOW_CONFIDENCE = flag(
     None,
     f"leave out a window that is less certain (default: the thresholds that infer.calibrate chose, or "
     f"{WINDOW_THRESHOLD:g})",
     (0, 1),
-    type=float,
 )
 
 
@@ -96,7 +95,6 @@ class PredictOptions(EnsembleOptions):
         "judge as unknown what is less certain; infer.report shows the choice (default: the thresholds that "
         "infer.calibrate chose, if it did; 0: none)",
         (0, 1),
-        type=float,
     )
     windows: str | None = flag(
         None,
@@ -190,7 +188,7 @@ class CalibrateOptions(EnsembleOptions):
         None, "recordings of any length without the words, to choose each label's threshold by", metavar="FOLDER"
     )
     false_alarms_per_hour: float | None = flag(
-        None, "of each label, that its threshold lets through; with --negatives", (0, 3600), type=float
+        None, "of each label, that its threshold lets through; with --negatives", (0, 3600)
     )
 
     def __post_init__(self) -> None:

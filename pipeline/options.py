@@ -34,7 +34,7 @@ class BuildOptions(Flags):
     )
     keep: str | None = flag(None, "labels to keep; all others become unknown", metavar="LABEL,LABEL,…")
     unknown_share: float | None = flag(
-        None, "clips of unknown, as a share of those kept (default: as many as of a kept label)", (0, 100), type=float
+        None, "clips of unknown, as a share of those kept (default: as many as of a kept label)", (0, 100)
     )
     negatives: str | None = flag(
         None,
@@ -45,16 +45,14 @@ class BuildOptions(Flags):
     task: str | None = flag(None, "a published task's --keep, --silence and --split", choices=tuple(TASKS))
     cache_dir: str = flag("data/cache", "where cache folders are")
     n_mels: int = flag(224, "mel bands, the height of the image")
-    width: int | None = flag(None, "frames, the width of the image (default: n-mels)", type=int)
-    n_fft: int | None = flag(
-        None, "samples in a frame (default: a power of two that suits rate, mels and width)", type=int
-    )
-    win_length: int | None = flag(None, "samples that the window covers in a frame (default: n-fft)", type=int)
+    width: int | None = flag(None, "frames, the width of the image (default: n-mels)")
+    n_fft: int | None = flag(None, "samples in a frame (default: a power of two that suits rate, mels and width)")
+    win_length: int | None = flag(None, "samples that the window covers in a frame (default: n-fft)")
     sample_rate: int = flag(16000, "Hz; recordings of another rate are resampled")
     clip_seconds: float = flag(1.0, "length of a clip; shorter recordings are padded")
     long: str = flag("loudest", "of a longer recording: its loudest clip, consecutive clips, or an error", choices=LONG)
     fmin: float = flag(0.0, "Hz, lower edge of the lowest mel band")
-    fmax: float | None = flag(None, "Hz, upper edge of the highest mel band (default: half of sample-rate)", type=float)
+    fmax: float | None = flag(None, "Hz, upper edge of the highest mel band (default: half of sample-rate)")
     top_db: float = flag(80.0, "dB below a clip's loudest value at which its spectrogram is cut off")
     normalize: str = flag(
         "clip", "each clip to zero mean and unit variance, or none: keep its level", choices=NORMALIZE

@@ -19,7 +19,7 @@ class TrainOptions(Flags):
     cache_dir: str = flag("data/cache", "where cache folders are")
     cache: str | None = flag(None, "the cache folder, when several have this resolution", metavar="FOLDER")
     n_mels: int = flag(224, "mel bands of the cache")
-    width: int | None = flag(None, "frames of the cache (default: n-mels)", type=int)
+    width: int | None = flag(None, "frames of the cache (default: n-mels)")
     fold: str = flag("0", "the fold to hold out; all: every fold in turn; none: train on everything", metavar="K")
     model: str = flag("dla60_res2next", "any timm model, or speech_embedding")
     recipe: str | None = flag(None, "named settings; see python -m train.recipes", metavar="NAME")
@@ -35,10 +35,7 @@ class TrainOptions(Flags):
     teacher: str | None = flag(None, "also learn from what this run's folds said out of fold", metavar="RUN")
     teacher_share: float = flag(0.5, "share of the target that is the teacher's probabilities", (0, 1))
     mixup: float | None = flag(
-        None,
-        "alpha of mixup (0: off; default: 0.2, less where a label is heard under 2,000 times)",
-        (0, 100),
-        type=float,
+        None, "alpha of mixup (0: off; default: 0.2, less where a label is heard under 2,000 times)", (0, 100)
     )
     spec_augment: float = flag(0.0, "largest share of mels, and of frames, that a mask hides (0: off)", (0, 0.9))
     time_roll: float = flag(0.1, "largest share of the frames to roll by, to either side (0: off)", (0, 0.5))
