@@ -74,17 +74,21 @@ class EnsembleOptions(MemberOptions):
         return next(filter(None, named), None)
 
 
-_HOP = flag(None, "from one window to the next (default: a quarter of a clip)", (0, 3600))
-_WINDOW_CONFIDENCE = flag(
-    None,
-    f"leave out a window that is less certain (default: the thresholds that infer.calibrate chose, or "
-    f"{WINDOW_THRESHOLD:g})",
-    (0, 1),
-)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowOptions(EnsembleOptions):
+    """How windows are laid and which are believed."""
+
+    hop_seconds: float | None = flag(None, "from one window to the next (default: a quarter of a clip)", (0, 3600))
+    window_confidence: float | None = flag(
+        None,
+        f"leave out a window that is less certain (default: the thresholds that infer.calibrate chose, or "
+        f"{WINDOW_THRESHOLD:g})",
+        (0, 1),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictOptions(EnsembleOptions):
+class PredictOptions(WindowOptions):
     """Flags of ``python -m infer.predict``."""
 
     input: str = flag("data/test", "a folder (searched below), a recording, a CSV table, or a text file of paths")
@@ -102,8 +106,6 @@ class PredictOptions(EnsembleOptions):
         "of overlapping windows of one label the most confident stays",
         metavar="FILE",
     )
-    hop_seconds: float | None = _HOP
-    window_confidence: float | None = _WINDOW_CONFIDENCE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,7 +114,7 @@ class PredictOptions(EnsembleOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ListenOptions(EnsembleOptions):
+class ListenOptions(WindowOptions):
     """Flags of ``python -m infer.listen``."""
 
     source: str | None = flag(
@@ -124,8 +126,6 @@ class ListenOptions(EnsembleOptions):
     )
     onnx: str | None = flag(None, "judge with a file of infer.export instead, without torch", metavar="FILE")
     ensemble: str = flag("soft", "shares of votes have no thresholds", choices=("soft",))
-    hop_seconds: float | None = _HOP
-    window_confidence: float | None = _WINDOW_CONFIDENCE
     eager: bool = flag(
         False, "print the first window that is sure enough at once, instead of the most confident one a clip later"
     )
