@@ -95,10 +95,8 @@ def check_no_words_added(member: Member, cache: Cache) -> None:
 def cached_test_split(members: list[Member], options: EnsembleOptions) -> Recordings:
     """The clips of the first member's split "test", as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
-    recordings = _recordings(cache, cache.clips["split"] == TEST, options)
-    if recordings is None:
-        raise InputError(f"{cache.folder}: the corpus names no test clips (testing_list.txt); use --input FOLDER")
-    return recordings
+    nothing = "the corpus names no test clips (testing_list.txt); use --input FOLDER"
+    return _recordings(cache, cache.clips["split"] == TEST, options, nothing)
 
 
 def cached_calibration_clips(members: list[Member], options: EnsembleOptions) -> Recordings:
@@ -111,37 +109,35 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
         whole = np.char.find(cache.clips["clip_id"], b"#t=") < 0
         trained = (cache.clips["split"] == TRAIN) & ~held_back
         held_back &= ~(whole & np.isin(contents, contents[trained & whole]))
-    recordings = _recordings(cache, held_back, options)
-    if recordings is None:
-        official = cache.index["split"]["split"] == "official"
-        why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"
-        raise InputError(
-            f"{cache.folder}: training held no clips back ({why}); use --input FOLDER of labelled recordings that no "
-            "member was trained on" + ("" if official else ", or train with a larger --hold-back")
-        )
-    return recordings
+    official = cache.index["split"]["split"] == "official"
+    why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"
+    nothing = f"training held no clips back ({why}); use --input FOLDER of labelled recordings that no member was "
+    nothing += "trained on" if official else "trained on, or train with a larger --hold-back"
+    return _recordings(cache, held_back, options, nothing)
 
 
 def _names(cache: Cache, chosen: np.ndarray) -> list[str]:
     return [name.decode() for name in cache.clips["clip_id"][chosen].tolist()]
 
 
-def _recordings(cache: Cache, mask: np.ndarray, options: EnsembleOptions) -> Recordings | None:
-    """Clips as files of the corpus, None where the mask chooses none; says how many files are not there.
+def _recordings(cache: Cache, mask: np.ndarray, options: EnsembleOptions, nothing: str) -> Recordings:
+    """Clips as files of the corpus; says how many files are not there.
 
     Raises
     ------
-    InputError : no file is there
+    InputError : no file is there, or the mask chooses no clip: then with the words `nothing`
     """
     names, folder = _names(cache, mask), find_corpus(cache, options.audio_dir)
     labels = [cache.classes[target] for target in cache.clips["target"][mask].tolist()]
     recordings = Recordings([str(folder / name) for name in names], names, labels=labels)
     missing = sum(not os.path.exists(file_of(path)) for path in recordings.paths)
-    if 0 < missing == len(names):
+    if not names:
+        raise InputError(f"{cache.folder}: {nothing}")
+    if missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
     if missing:
         say(f"{folder}: {missing:,} of {len(names):,} clips are missing; name their --audio-dir", error=True)
-    return recordings if names else None
+    return recordings
 
 
 def find_corpus(cache: Cache, audio_dir: str | None = None) -> Path:
