@@ -1,13 +1,20 @@
 """From flags to trained folds, on one rank of any number."""
 
+import contextlib
 import dataclasses
 import shlex
 
 from cache.cli import InputError
 from cache.index import Cache
+from train.checkpoint import taking_over
+from train.display import Display
+from train.engine import Trainer
+from train.folds import select_fold
 from train.options import TrainOptions
-from train.session import train_fold
+from train.record import Record, opened_for_writing
+from train.session import Session
 from train.stopping import StopSignal
+from train.trained_on import contents_trained_on, own_checkpoint
 from train.world import World
 
 
@@ -22,7 +29,7 @@ def train(options: TrainOptions, world: World) -> int:
     folds = range(cache.index["split"]["folds"]) if options.fold == "all" else [options.fold]
     stop = StopSignal()
     for fold in folds:
-        if status := train_fold(options, world, cache, str(fold), stop):
+        if status := _train_fold(options, world, cache, str(fold), stop):
             return status
     if world.is_main:
         run = f"{options.runs_dir}/{options.run_name}"
@@ -30,3 +37,55 @@ def train(options: TrainOptions, world: World) -> int:
         where = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
         print(f"next: python -m infer.predict --folds {options.fold}{which}{where} --tta 4")
     return 0
+
+
+def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str, stop: StopSignal) -> int:
+    """Train one fold, or continue it, or say that it is finished.
+
+    Returns
+    -------
+    int : exit status; 0, or 128 + signal number after SIGTERM or Ctrl-C
+
+    Raises
+    ------
+    InputError : another run is at work in the folder, the checkpoint belongs to other arguments, or the gradient stays
+        non-finite; the last good checkpoint stays
+    """
+    fold = select_fold(cache, fold_name, options.hold_back)
+    record, display = Record(options, cache, fold_name), Display(world.is_main)
+    with opened_for_writing(record.folder) if world.is_main else contextlib.nullcontext():
+        world.barrier()
+        saved = record.load()
+        steps = world.gather(saved and saved["state"]["step"])
+        if len(set(steps)) > 1:
+            raise InputError(
+                f"{record.folder}: ranks see different checkpoints, at steps {steps}; "
+                "--runs-dir must be on a file system that all hosts share"
+            )
+        if saved and record.finished(saved["epochs_logged"]):
+            display.line(f"fold {fold_name} is finished: {record.describe_best()} ({record.folder})")
+            return 0
+        if saved:  # its weights replace those that the run began with
+            kept = {"memory_format": saved["state"]["memory_format"], "weights": None, "pretrained": False}
+            if world.device.type == "cpu" and saved["state"].get("amp") == "None":
+                kept["amp"] = "off"  # a run that has begun in float32 goes on in it
+            options = dataclasses.replace(options, **kept)
+        trainer = Trainer(options, world, cache, fold)
+        if saved:
+            with taking_over(record.folder / "last.pt"):
+                trainer.restore(saved["state"])
+            display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
+        if world.is_main:
+            earlier = [saved] if saved else own_checkpoint(options.weights)
+            record.trained_on = contents_trained_on(cache, fold.training, options.hold_back, earlier)
+            record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
+            record.write_config(world)
+        del saved
+        return Session(trainer, record, display).run(stop)
+
+
+def _describe_resume(fold_name: str, trainer: Trainer, ranks: int) -> str:
+    line = f"fold {fold_name}: resuming at epoch {trainer.epoch + 1}, step {trainer.step}"
+    if ranks != trainer.world.world_size:
+        line += f" with {trainer.world.world_size} ranks instead of {ranks}: the bits will differ"
+    return line
