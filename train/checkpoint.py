@@ -106,8 +106,15 @@ def _blamed(path: Path, missing: str, damaged: str, remedy: str = "") -> Iterato
 
 
 @contextlib.contextmanager
-def taking_over(path: Path) -> Iterator[None]:
+def taking_over(
+    path: Path, what: str = "not what training writes", remedy: str = AGAIN, passed: tuple = (torch.OutOfMemoryError,)
+) -> Iterator[None]:
     """Blame a checkpoint for what goes wrong while its tensors are handed to a model or an optimiser.
+
+    Parameters
+    ----------
+    what, remedy : stand around the reason in the error
+    passed : errors that are not the checkpoint's
 
     Raises
     ------
@@ -115,11 +122,11 @@ def taking_over(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except passed:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not what training writes ({type(error).__name__}: {reason}); {AGAIN}") from error
+        raise InputError(f"{path}: {what} ({type(error).__name__}: {reason}); {remedy}") from error
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

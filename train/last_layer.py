@@ -1,8 +1,7 @@
 """A new last layer on a trained network: logistic regression on what the network's pooling gives."""
 
-import contextlib
+import functools
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,10 @@ class Backbone:
     """
 
     def __init__(self, path: Path, saved: dict[str, Any], device: torch.device) -> None:
-        self._path, self._saved, self._device = path, saved, device
+        self._saved, self._device = saved, device
         self._size = saved["features"]["n_mels"], saved["features"]["n_frames"]
+        what, others = f"the last layer of {saved['options']['model']} cannot be replaced", torch.OutOfMemoryError
+        self._blamed = functools.partial(taking_over, path, what, "train another model", (InputError, others))
         with taking_over(path):
             self._network = self._create(len(saved["classes"]), saved["model"])
 
@@ -82,25 +83,10 @@ class Backbone:
             state = {**self._saved["model"], **new}
             model = self._create(len(bias), state)
             said = torch.cat([model(x).cpu() for x in batches_of(cache, clips, _BATCH, self._device)]).numpy()
-        expected = self.pooled(cache, clips) @ weight.T + bias
-        if not np.allclose(said, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
-            raise self._refusal("its logits are no linear function of its pooled features")
+            expected = self.pooled(cache, clips) @ weight.T + bias
+            if not np.allclose(said, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
+                raise ValueError("its logits are no linear function of its pooled features")
         return state
-
-    @contextlib.contextmanager
-    def _blamed(self) -> Iterator[None]:
-        """Blame the model for what goes wrong, but for lack of memory and damaged caches."""
-        try:
-            yield
-        except (InputError, torch.OutOfMemoryError):
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise self._refusal(error) from error
-
-    def _refusal(self, reason: object) -> InputError:
-        name = self._saved["options"]["model"]
-        words = " ".join(str(reason).split())[:200]
-        return InputError(f"{self._path}: the last layer of {name} cannot be replaced ({words}); train another model")
 
 
 def fit_last_layer(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
