@@ -1,13 +1,11 @@
 """A folder that a browser needs to listen: the ONNX file, one HTML page, and onnxruntime-web beside them."""
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +46,7 @@ def write(module: WaveformEnsemble, samples: int, metadata: dict[str, str], fold
     ------
     InputError : the weights do not fit into one file, or onnxruntime-web is not to be had
     """
-    with _runtime() as files:
-        for name in _RUNTIME:
-            shutil.copyfile(files / name, folder / name)
+    _copy_runtime(folder)
     onnx_file.write(_WithFeatures(module).eval(), samples, metadata, folder / _MODEL, ("probabilities", "log_mel"))
     classes, thresholds = (json.loads(metadata[name]) for name in ("classes", "thresholds"))
     about = {
@@ -77,9 +73,8 @@ def quantise(source: Path, target: Path, clips: np.ndarray) -> None:
     os.replace(smaller, target / _MODEL)
 
 
-@contextlib.contextmanager
-def _runtime() -> Iterator[Path]:
-    """A folder with the files of onnxruntime-web that the page loads.
+def _copy_runtime(folder: Path) -> None:
+    """Put the files of onnxruntime-web that the page loads into `folder`.
 
     Their npm package is fetched once, checked, and kept where pooch keeps what it downloads.
 
@@ -98,12 +93,11 @@ def _runtime() -> Iterator[Path]:
             f"{package}: not to be had ({reason}); install npm, or run npm pack onnxruntime-web@{_VERSION} elsewhere "
             f"and put the file into {pooch.os_cache('melshard')}"
         ) from None
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:
+    with tarfile.open(archive) as tar:
         for name in _RUNTIME:
             content = tar.extractfile(f"package/dist/{name}")
             assert content is not None, "the checksum has told that it is there"
-            Path(folder, name).write_bytes(content.read())
-        yield Path(folder)
+            (folder / name).write_bytes(content.read())
 
 
 def _npm_pack(package: str, output: str, _: object) -> None:
