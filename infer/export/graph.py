@@ -33,12 +33,6 @@ class GraphLogMel(nn.Module):
     config : the features
     """
 
-    window: torch.Tensor
-    pieces: torch.Tensor
-    first: torch.Tensor
-    second: torch.Tensor
-    filters: torch.Tensor
-
     def __init__(self, config: FeatureConfig) -> None:
         super().__init__()
         n_fft, hop = config.n_fft, config.hop_length
@@ -55,11 +49,9 @@ class GraphLogMel(nn.Module):
         second = np.block([[cos, -sin], [sin, cos]])  # (remainders, 2q, 2q)
         mirrored = np.minimum(bins, n_fft - bins)
         filters = mel_filterbank(config).T[mirrored] / np.bincount(mirrored.ravel())[mirrored][..., None]
-        constants = {"window": frame_window(config), "first": first.reshape(-1, p), "second": second}
-        constants["filters"] = np.concatenate([filters, filters], axis=1)  # (remainders, 2q, n_mels)
-        for name, values in constants.items():
-            self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))
-        self.register_buffer("pieces", torch.from_numpy(pieces))
+        self.pieces, self.window = nn.Buffer(torch.from_numpy(pieces)), _constant(frame_window(config))
+        self.first, self.second = _constant(first.reshape(-1, p)), _constant(second)
+        self.filters = _constant(np.concatenate([filters, filters], axis=1))  # (remainders, 2q, n_mels)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Normalised log-mels (n, 1, n_mels, n_frames) of clips (n, samples), rounded to float16 as the cache does."""
@@ -81,6 +73,10 @@ class GraphLogMel(nn.Module):
         else:
             values = (values * (10 / math.log(10)) - ZERO_DB) / UNIT_DB
         return values.transpose(1, 2)[:, None].half().float()
+
+
+def _constant(values: np.ndarray) -> nn.Buffer:
+    return nn.Buffer(torch.from_numpy(values.astype(np.float32)))
 
 
 def _moved(clips: torch.Tensor, share: float) -> torch.Tensor:
