@@ -128,7 +128,7 @@ def _recordings(options: ExportOptions, members: list[Member]) -> tuple[str, Rec
     """Where recordings to verify on are from, and --check-clips of them; for int8 twice as many."""
     if options.check or Path("data/test").is_dir():
         source = options.check or "data/test"
-        recordings = list_recordings(source)
+        recordings = list_recordings(source, options)
     else:
         source = "the cache's test split"
         try:

@@ -115,7 +115,7 @@ class WaveformEnsemble(nn.Module):
         noise = noise * np.float32(np.sqrt(10 ** (-SNR_DB / 10) / np.dot(noise, noise)))
         configs = list(dict.fromkeys(member.config.view_config for member in members))
         self.views = [GRAPH_VIEWS[view.__name__] for view in views]
-        self.register_buffer("noise", torch.from_numpy(noise))
+        self.noise = nn.Buffer(torch.from_numpy(noise))
         self.log_mels = nn.ModuleList(GraphLogMel(config) for config in configs)
         self.networks = nn.ModuleList(member.model for member in members)
         self.features_of = [configs.index(member.config.view_config) for member in members]
