@@ -21,11 +21,11 @@ from infer.corpus import cached_calibration_clips
 from infer.ensemble import tempered
 from infer.evaluate.__main__ import main as evaluate
 from infer.export.__main__ import main as export
+from infer.measure.scoring import suspects
 from infer.members import load_members
 from infer.options import CalibrateOptions
 from infer.predict.__main__ import main as predict
 from infer.report.__main__ import main as report
-from infer.scoring import suspects
 from tests.conftest import only_cache
 from tests.words_run import RUN, TRAINING, rebuild
 from train.calibration import RANGE, fit_temperature

@@ -17,9 +17,9 @@ from cache.find import find_cache
 from cache.index import Cache
 from infer.calibrate.__main__ import main as calibrate
 from infer.evaluate.__main__ import main as evaluate
-from infer.evaluate.false_alarms import FalseAlarms, list_negatives
 from infer.export.__main__ import main as export
 from infer.labelled import JudgedClips
+from infer.measure.false_alarms import FalseAlarms, list_negatives
 from infer.members import load_members
 from infer.onnx_model import OnnxModel
 from infer.predict.__main__ import main as predict

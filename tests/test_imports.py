@@ -1,6 +1,7 @@
 """Who may import whom, and what --help must not import."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,16 @@ def test_import_rule(path):
     assert names & {*PACKAGES, "tests"} <= ALLOWED[package]
     if package == "cache":
         assert names <= {"numpy", "h5py", "cache", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_stand_apart(path):
+    """What commands share lies above them: nothing outside of a command's own folder imports from it."""
+    if path.name != "__main__.py":
+        pytest.skip("a command of one file")
+    folder, command = path.parent, ".".join(path.relative_to(ROOT).parent.parts)
+    users = [other for other in FILES if folder not in other.parents and f"{command}." in other.read_text("utf-8")]
+    assert not [other for other in users if re.search(rf"^ *(from|import) {command}\b", other.read_text("utf-8"), re.M)]
 
 
 def test_the_rule_covers_every_package():

@@ -14,13 +14,13 @@ import pytest
 import soundfile
 
 from infer.labelled import JudgedClips
+from infer.measure.scoring import coverage, reliability
 from infer.options import EvaluateOptions
 from infer.page import fill_template
 from infer.report import page as report_page
 from infer.report.__main__ import main
 from infer.report.data import Source
 from infer.report.page import embed
-from infer.scoring import coverage, reliability
 from tests.conftest import RATE, SMALL, synthesise, write_corpus
 from tests.forked import command
 
@@ -79,7 +79,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 def test_figures_are_those_of_evaluate(trained: Path, page: Path) -> None:
     """Accuracies and intervals equal evaluate's on both sources, and each matrix counts every clip once."""
-    from infer.evaluate.figures import evaluate
+    from infer.measure.figures import evaluate
     from train.world import World, torch
 
     data = data_of(page)

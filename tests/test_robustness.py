@@ -8,7 +8,7 @@ import pytest
 
 from cache.config import FeatureConfig
 from infer.evaluate.__main__ import main as evaluate
-from infer.evaluate.robustness import babble_of, conditions
+from infer.measure.robustness import babble_of, conditions
 from infer.recordings import list_recordings
 from infer.report.__main__ import main as report
 from pipeline.augment import AUGMENTS, render_view

@@ -5,10 +5,10 @@ import torch
 from cache.cli import say
 from cache.tables import csv_table
 from infer.labelled import out_of_fold
+from infer.measure.scoring import suspects
 from infer.members import load_members
 from infer.options import AuditOptions
 from infer.outputs import output_path
-from infer.scoring import suspects
 
 
 def audit(options: AuditOptions) -> int:

@@ -9,11 +9,11 @@ from cache.files import write_sealed
 from infer.corpus import labelled_recordings
 from infer.detections import thresholds_of
 from infer.ensemble import Ensemble, soft_vote
-from infer.evaluate.false_alarms import find_false_alarms
 from infer.labelled import JudgedClips, judge_labelled
+from infer.measure.false_alarms import find_false_alarms
+from infer.measure.scoring import reliability
 from infer.members import Member, load_alike
 from infer.options import CalibrateOptions
-from infer.scoring import reliability
 from train.calibration import FEW_ERRORS, RANGE, fit_temperature
 from train.world import World
 

@@ -6,7 +6,7 @@ from typing import Any
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, say
 from cache.files import write_atomic
 from infer.console import print_table
-from infer.evaluate.figures import evaluate
+from infer.measure.figures import evaluate
 from infer.options import EvaluateOptions
 from infer.outputs import output_path
 from train.world import World

@@ -19,8 +19,8 @@ from yaml import YAMLError
 from cache.cli import InputError, command_line, printable
 from infer.corpus import find_member_cache
 from infer.ensemble import Ensemble
-from infer.evaluate.figures import out_of_fold_figures
 from infer.labelled import out_of_fold
+from infer.measure.figures import out_of_fold_figures
 from infer.members import Member
 from infer.options import CalibrateOptions, ExportOptions
 from pipeline.options import BuildOptions

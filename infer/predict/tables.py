@@ -17,9 +17,9 @@ from infer.judge import Judge, judge_in_shares
 from infer.members import Member, load_alike
 from infer.options import WINDOW_THRESHOLD, PredictOptions
 from infer.outputs import output_path
-from infer.predict.windows import JudgedFiles, judge_in_windows
 from infer.recordings import Recordings, list_recordings
 from infer.views import first_views
+from infer.windows import JudgedFiles, judge_in_windows
 from pipeline.wake_words import UNKNOWN
 from train.world import World
 

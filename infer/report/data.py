@@ -14,11 +14,11 @@ import torch
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from infer.ensemble import Ensemble
-from infer.evaluate.figures import judge_and_measure, out_of_fold_figures
 from infer.labelled import JudgedClips, out_of_fold
+from infer.measure.figures import judge_and_measure, out_of_fold_figures
+from infer.measure.scoring import coverage, reliability, suspects
 from infer.members import Member
 from infer.options import ReportOptions
-from infer.scoring import coverage, reliability, suspects
 from pipeline.decode import read_clip, reason_of
 from pipeline.features import LogMel
 from train.progress import read_run
@@ -34,7 +34,7 @@ class Source:
     """Labelled clips from one source (the split test, out of fold, a folder), and how they were judged."""
 
     figures: dict[str, Any]
-    """Of `infer.evaluate.figures`."""
+    """Of `infer.measure.figures`."""
     clips: JudgedClips
     best: np.ndarray
     """The verdict: class scores [shape=(n, classes)]; its maximum is the confidence."""

@@ -36,8 +36,8 @@ def run(options: Options) -> int:
 
     from infer.corpus import find_member_cache
     from infer.labelled import out_of_fold
+    from infer.measure.scoring import suspects
     from infer.members import load_members
-    from infer.scoring import suspects
 
     members = load_members(options.run_folders, options.folds, torch.device("cpu"))
     cache = find_member_cache(members[0], options.cache_dir)

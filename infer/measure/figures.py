@@ -7,12 +7,12 @@ import numpy as np
 from cache.clip_id import file_of
 from infer.corpus import labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
-from infer.evaluate.false_alarms import false_alarm_figures, find_false_alarms
-from infer.evaluate.robustness import robustness
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
+from infer.measure.false_alarms import false_alarm_figures, find_false_alarms
+from infer.measure.robustness import robustness
+from infer.measure.scoring import accuracy_of, confusions, interval, recalls, reliability
 from infer.members import Member, load_alike
 from infer.options import EvaluateOptions, LabelledOptions
-from infer.scoring import accuracy_of, confusions, interval, recalls, reliability
 from train.world import World
 
 

@@ -13,8 +13,8 @@ from infer.ensemble import Ensemble
 from infer.labelled import JudgedClips
 from infer.members import Member
 from infer.options import WINDOW_THRESHOLD, EnsembleOptions
-from infer.predict.windows import judge_in_windows
 from infer.recordings import Recordings, list_recordings
+from infer.windows import judge_in_windows
 from pipeline.wake_words import SILENCE, UNKNOWN
 from train.world import World
 

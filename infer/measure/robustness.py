@@ -16,10 +16,10 @@ from cache.cli import InputError
 from cache.config import FeatureConfig
 from infer.ensemble import Ensemble
 from infer.labelled import judge_labelled
+from infer.measure.scoring import accuracy_of
 from infer.members import Member, shared_clip
 from infer.options import LabelledOptions
 from infer.recordings import Recordings
-from infer.scoring import accuracy_of
 from infer.views import clean
 from pipeline.augment import mixed, played, shifted
 from pipeline.decode import read_clip
