@@ -1,7 +1,6 @@
 """Atomic writes, checksums and locks: the only place that renames a file into being."""
 
 import contextlib
-import errno
 import fcntl
 import glob
 import hashlib
@@ -12,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cache.cli import FULL, InputError
 
@@ -35,10 +34,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     OSError : as the block; a full disk names `path`
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        _remove_abandoned(left)
+        with contextlib.suppress(InputError, OSError), exclusive_lock(left, busy=""):
+            left.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with open(temporary, "xb") as held:
-        _lock(held)
+        with contextlib.suppress(OSError):  # some file systems know no locks
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             yield temporary
             _fsync(temporary)
@@ -50,21 +51,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _remove_abandoned(temporary: Path) -> None:
-    with contextlib.suppress(OSError), open(temporary, "rb") as file:
-        if _lock(file):
-            temporary.unlink()
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Lock a file until it is closed; False where another has, or the file system knows no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -160,9 +146,7 @@ def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[Non
     with open(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+        except (BlockingIOError, PermissionError):
             raise InputError(busy) from None
         yield
 
