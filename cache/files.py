@@ -22,6 +22,17 @@ _SEAL = re.compile(rb'{"checksum": "([0-9a-f]{64})",')
 
 
 @contextlib.contextmanager
+def naming_full_disk(path: str | Path) -> Iterator[None]:
+    """Where the disk is full and the system does not say which file is meant, say `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends without an error.
 
@@ -41,14 +52,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # some file systems know no locks
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            yield temporary
-            _fsync(temporary)
-            os.replace(temporary, path)
-            _fsync(path.parent)
-        except OSError as error:
-            if error.errno in FULL and not error.filename:
-                error.filename = str(path)
-            raise
+            with naming_full_disk(path):
+                yield temporary
+                _fsync(temporary)
+                os.replace(temporary, path)
+                _fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -193,12 +201,9 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
         folder.mkdir()
         try:
-            yield folder
-            os.replace(folder, target)
-        except OSError as error:
-            if error.errno in FULL and not error.filename:
-                error.filename = str(out)
-            raise
+            with naming_full_disk(out):
+                yield folder
+                os.replace(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.unlink()

@@ -5,8 +5,8 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from cache.cli import FULL, InputError
-from cache.files import new_folder
+from cache.cli import InputError
+from cache.files import naming_full_disk, new_folder
 
 
 def download_corpus(url: str, sha256: str, out: Path) -> tuple[int, int]:
@@ -39,17 +39,13 @@ def download_corpus(url: str, sha256: str, out: Path) -> tuple[int, int]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with new_folder(out) as folder, Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         kept = folder.parent / f".{out.name}.download"
-        try:
+        with naming_full_disk(kept):
             archive = _fetch(url, sha256, kept, progress)
             with (
                 progress.open(archive, "rb", description="unpack") as raw,
                 tarfile.open(fileobj=raw, mode="r|gz") as tar,
             ):
                 tar.extractall(folder, filter="data")
-        except OSError as error:
-            if error.errno in FULL and not error.filename:
-                error.filename = str(kept)
-            raise
         clips = [path for path in folder.glob("*/*.wav") if path.parent.name != "_background_noise_"]
     shutil.rmtree(kept)
     return len(clips), len({path.parent for path in clips})
