@@ -3,9 +3,10 @@
 import contextlib
 import csv
 import os
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from cache.files import atomic_path
 
@@ -24,17 +25,8 @@ def csv_table(path: str | Path | None, header: list[str]) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(atomic_path(Path(path))) if path else os.devnull
         file = stack.enter_context(open(target, "w", newline="", encoding="utf-8", errors="surrogateescape"))
-        writer = csv.writer(_Lines(file), lineterminator="\r\n")
+        # It quotes no carriage return but where it ends lines with one itself.
+        lines = types.SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n"))
+        writer = csv.writer(lines, lineterminator="\r\n")
         writer.writerow(header)
         yield writer
-
-
-class _Lines:
-    """What `csv.writer` writes to: it quotes no carriage return but where it ends lines with one itself."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, line: str) -> None:
-        """Write a row that ends with CR LF, without the CR."""
-        self._file.write(line.removesuffix("\r\n") + "\n")
