@@ -57,30 +57,26 @@ def check_cache(folder: Path) -> list[Damage]:
 
 
 def _check_shard(folder: Path, number: int, listed: dict[str, Any] | None, cache: Cache | None) -> Damage | None:
-    path, sidecar_file = shard_path(folder, number), sidecar_path(folder, number)
+    keys, path = ("rows", "bytes", "checksum"), sidecar_path(folder, number)
     try:
-        sidecar = read_sealed(sidecar_file)
-        expected = [sidecar[key] for key in ("rows", "bytes", "checksum")]
-    except FileNotFoundError:
-        # Without a sidecar and unlisted, a shard is what a killed build left: it never counted as finished.
-        return Damage(sidecar_file, "missing", number) if listed else None
-    except (KeyError, ValueError) as error:
-        return Damage(sidecar_file, str(error), number)
-    if sidecar.get("schema") != SCHEMA:
-        return Damage(sidecar_file, f"schema {sidecar.get('schema')}, this version reads {SCHEMA}", number)
-    if listed and expected != [listed[key] for key in ("rows", "bytes", "checksum")]:
-        return Damage(path, "another shard than the index lists", number)
-    if not sidecar["rows"]:
-        return None  # all its clips were rejected
-    try:
-        if file_checksum(path) != sidecar["checksum"]:
-            return Damage(path, f"its content differs from its checksum ({path.stat().st_size} bytes)", number)
-        if cache:
+        sidecar = read_sealed(path)
+        found = [sidecar[key] for key in keys]
+        if sidecar.get("schema") != SCHEMA:
+            raise ValueError(f"schema {sidecar.get('schema')}, this version reads {SCHEMA}")
+        path = shard_path(folder, number)
+        if listed and found != [listed[key] for key in keys]:
+            raise ValueError("another shard than the index lists")
+        if sidecar["rows"] and file_checksum(path) != sidecar["checksum"]:
+            raise ValueError(f"its content differs from its checksum ({path.stat().st_size} bytes)")
+        if sidecar["rows"] and cache:
             map_shard(folder, number, cache.config, sidecar["rows"], sidecar.get("sources"))
     except FileNotFoundError:
-        return Damage(path, "missing", number)
+        # Without a sidecar and unlisted, a shard is what a killed build left: it never counted as finished.
+        return Damage(path, "missing", number) if listed or path.suffix == ".h5" else None
     except InputError as error:
         return Damage(path, str(error).partition(": ")[2], number)
+    except (KeyError, ValueError) as error:
+        return Damage(path, str(error), number)
     return None
 
 
