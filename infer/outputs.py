@@ -8,10 +8,10 @@ from cache.clip_id import file_of
 from cache.files import checked_output, lies_in, unused_folder
 from infer.options import EnsembleOptions, MemberOptions
 from infer.recordings import list_recordings
+from pipeline.clips import LISTS
 from pipeline.decode import is_recording
-from pipeline.lists import TESTING, VALIDATION
 
-_MARKS = ("fold*/*.pt", "fold*/oof.npz", "shard-*.h5", TESTING, VALIDATION)  # of a run, a cache, a corpus
+_MARKS = ("fold*/*.pt", "fold*/oof.npz", "shard-*.h5", *LISTS)  # of a run, a cache, a corpus
 
 
 def output_path(path: str | Path, options: MemberOptions, *, folder: bool = False) -> Path:

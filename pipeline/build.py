@@ -15,7 +15,7 @@ from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_left
 from cache.index import Cache, read_index
 from pipeline import scan
 from pipeline.augment import AUGMENTS, background
-from pipeline.corpus import Corpus, read_corpus
+from pipeline.corpus import read_corpus
 from pipeline.filterbank import default_n_fft, mel_filterbank
 from pipeline.finish import earlier_cache, finish, naming_rejected, plan_split
 from pipeline.headers import describe_gaps, describe_loss
@@ -35,12 +35,10 @@ class Summary:
 
     cache: Cache
     built: int
-    corpus: Corpus
     notes: list[str]
     """What the user should know of clips and recordings."""
+    warnings: list[str]
     seconds: float
-    new_split: bool
-    """Whether there was an index before, with another split."""
 
 
 def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], None] = lambda _: None) -> Summary:
@@ -85,9 +83,10 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
         built = _build_shards(plan_shards(folder, config, todo, provenance, options), options, len(todo), progress)
         found = finish(options, config, folder, listing, earlier, corpus.folds)
         cache = Cache(folder)
-    new_split = earlier is not None and earlier.index["split"]["digest"] != cache.index["split"]["digest"]
     notes = [*corpus.notes, *describe_gaps(config), *found]
-    return Summary(cache, built, corpus, notes, time.monotonic() - started, new_split)
+    if earlier and earlier.index["split"]["digest"] != cache.index["split"]["digest"]:
+        notes.append("the split is another than before: train the runs of this cache again")
+    return Summary(cache, built, notes, corpus.warnings, time.monotonic() - started)
 
 
 @contextlib.contextmanager

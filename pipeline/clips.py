@@ -17,6 +17,8 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
 }
+LISTS = {"validation_list.txt": VALIDATION, "testing_list.txt": TEST}
+"""The corpus's lists, and the split of the clips that they name; the later wins."""
 _DIGITS = re.compile(r"(\d+)")
 _PART = 65536  # clips
 

@@ -1,17 +1,14 @@
 """What a build shows: live progress, then a summary."""
 
 import shlex
-import sys
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cache.cli import InputError, printable
+from cache.cli import InputError, printable, say
 from cache.find import find_cache
 from cache.index import Cache
 from pipeline.build import Summary, build_cache
-from pipeline.decode import CONVERT, FOREIGN
 from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
 
@@ -21,7 +18,6 @@ _RECIPES = {(32, 32): " --recipe smoke", (32, 64): " --recipe fast"}  # of train
 
 def build_with_progress(options: BuildOptions) -> Summary:
     """Build a cache while showing clips per second and time left; print the summary."""
-    console = Console()
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -29,7 +25,7 @@ def build_with_progress(options: BuildOptions) -> Summary:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, transient=True) as progress:
         task = progress.add_task("building", total=None, rate="")
 
         def update(done: int, rejected: int, total: int) -> None:
@@ -39,12 +35,15 @@ def build_with_progress(options: BuildOptions) -> Summary:
                 task, completed=done, total=total, rate=rate + (f", {rejected} rejected" if rejected else "")
             )
 
-        summary = build_cache(options, update, lambda line: _show(console, [line]))
-    print_summary(console, options, summary)
+        def note(line: str) -> None:
+            progress.console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+        summary = build_cache(options, update, note)
+    print_summary(options, summary)
     return summary
 
 
-def print_summary(console: Console, options: BuildOptions, summary: Summary) -> None:
+def print_summary(options: BuildOptions, summary: Summary) -> None:
     """Say what is in the cache, what happened to odd clips, and what to type next."""
     cache = summary.cache
     shards, counts, folds = cache.index["shards"], cache.index["counts"], cache.index["split"]["folds"]
@@ -60,17 +59,7 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
         f"built {summary.built:,} clips in {summary.seconds:.1f} s{speed}",
         "  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if name != "cancelled"),
     ]
-    lines.append(f"  {_describe_labels(cache)}")
-    lines += [f"  {listed}" for listed in summary.corpus.lists.values()]
-    ignored = summary.corpus.ignored
-    if ignored:
-        names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
-        lines.append(f"  ignored files that are no recordings: {names}")
-    if any(suffix in ignored for suffix in FOREIGN):
-        lines.append(f"  some of these hold sound; {CONVERT}")
-    lines += [f"  {note}" for note in summary.notes]
-    if summary.new_split:
-        lines.append("  the split is another than before: train the runs of this cache again")
+    lines += [f"  {note}" for note in (_describe_labels(cache), *summary.notes)]
     more = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
     size = (cache.config.n_mels, cache.config.n_frames)
     flags = f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
@@ -83,17 +72,12 @@ def print_summary(console: Console, options: BuildOptions, summary: Summary) -> 
     training = f"torchrun --nproc_per_node 1 -m train.run --fold 0{more}"
     words = f"python -m train.add_words --run RUN --audio {shlex.quote(options.audio_dir)}"
     lines.append(f"next: {words if options.one_label else training}")
-    _show(console, lines)
-    for listed in summary.corpus.lists.values():
-        if listed.missing:
-            such = printable(str(listed.missing[0]))
-            print(f"{listed.name}: {len(listed.missing):,} lines name no clip: {such}, ...", file=sys.stderr)
+    for line in lines:
+        say(line)
+    for warning in summary.warnings:
+        say(warning, error=True)
     if counts["rejected"]:
-        print(f"{counts['rejected']:,} files were rejected; why: {cache.folder / REJECTED}", file=sys.stderr)
-
-
-def _show(console: Console, lines: list[str]) -> None:
-    console.print("\n".join(map(printable, lines)), highlight=False, markup=False, soft_wrap=True)
+        say(f"{counts['rejected']:,} files were rejected; why: {cache.folder / REJECTED}", error=True)
 
 
 def _describe_labels(cache: Cache) -> str:

@@ -1,16 +1,17 @@
 """From the flags to the clips that they mean."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
 
-from cache.index import TEST
-from pipeline.clips import VALIDATION
-from pipeline.lists import TESTING, ClipList, read_clip_lists
-from pipeline.lists import VALIDATION as VALIDATING
+from cache.cli import InputError
+from pipeline.clips import LISTS, VALIDATION
+from pipeline.decode import CONVERT, FOREIGN
+from pipeline.lists import read_lines
 from pipeline.long import cut_long
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Files, read_manifest
 from pipeline.names import match_names
 from pipeline.options import BuildOptions
 from pipeline.scan import scan_corpus
@@ -25,11 +26,10 @@ class Corpus:
     """As in `pipeline.clips`, sorted by clip_id."""
     folds: int
     """How many folds the corpus names; 0 where it names none."""
-    ignored: dict[str, int]
-    """Suffix → files that are no recordings."""
     notes: list[str]
     """What the user should know."""
-    lists: dict[str, ClipList]
+    warnings: list[str]
+    """What the user asked to go on without."""
 
 
 def read_corpus(options: BuildOptions) -> Corpus:
@@ -39,16 +39,15 @@ def read_corpus(options: BuildOptions) -> Corpus:
     ------
     InputError : nothing there, or nothing that the flags fit
     """
-    audio_dir, ignored = Path(options.audio_dir), dict[str, int]()
+    audio_dir, ignored = Path(options.audio_dir), list[str]()
     if options.manifest:
         clips, folds, notes = read_manifest(Path(options.manifest), audio_dir, options)
     else:
-        listing, ignored = scan_corpus(audio_dir)
+        listing, counts = scan_corpus(audio_dir)
+        ignored = _describe_ignored(counts)
         clips, folds, notes = match_names(listing, options.pattern, audio_dir, grouped=options.group_by != "none")
-    lists = read_clip_lists(options, clips["clip_id"])
-    for name, side in ((VALIDATING, VALIDATION), (TESTING, TEST)):
-        if name in lists:
-            clips["split"][np.isin(clips["clip_id"], np.array(sorted(lists[name].clip_ids), bytes))] = side
+    listed, warnings = _apply_lists(clips, options)
+    notes = [*listed, *ignored, *notes]
     if options.long == "split":  # before some are chosen, by the number of clips
         clips = cut_long(clips, options)
     if options.keep:
@@ -63,4 +62,46 @@ def read_corpus(options: BuildOptions) -> Corpus:
     folds = [] if (clips["split"] == VALIDATION).any() else folds  # which is the only fold then
     if folds and folds != [str(number) for number in range(len(folds))]:
         notes.append("folds as given: " + ", ".join(f"{name} is --fold {at}" for at, name in enumerate(folds)))
-    return Corpus(clips[np.argsort(clips["clip_id"], kind="stable")], len(folds), ignored, notes, lists)
+    return Corpus(clips[np.argsort(clips["clip_id"], kind="stable")], len(folds), notes, warnings)
+
+
+def _describe_ignored(ignored: dict[str, int]) -> list[str]:
+    names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
+    notes = [f"ignored files that are no recordings: {names}"] if ignored else []
+    return notes + [f"some of these hold sound; {CONVERT}"] * any(suffix in ignored for suffix in FOREIGN)
+
+
+def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], list[str]]:
+    """Put what the corpus's lists name on their side of the split.
+
+    Parameters
+    ----------
+    clips : of all recordings, whether or not they can be decoded; the column "split" is written to
+
+    Returns
+    -------
+    (what each list holds; of each that has lines which name no clip, how many)
+
+    Raises
+    ------
+    InputError : lines that name no clip, which are then trained on, or are expected to be there and are not
+    """
+    notes, warnings = list[str](), list[str]()
+    for name, side in LISTS.items():
+        path = os.path.join(options.audio_dir, name)
+        if not os.path.lexists(path) or (side == VALIDATION and options.split != "official"):
+            continue
+        lines = read_lines(path)
+        found = np.array(Files(Path(options.audio_dir), clips).find(lines), int)
+        missing = [line for line, at in zip(lines, found, strict=True) if at < 0]
+        clips["split"][found[found >= 0]] = side
+        notes.append(f"{name}: {len(lines):,} lines, {len(np.unique(found[found >= 0])):,} clips")
+        if missing and not (options.ignore_missing and len(missing) < len(lines)):
+            remedy = ", or go on without them with --ignore-missing" if len(missing) < len(lines) else ""
+            raise InputError(
+                f"{options.audio_dir}/{notes[-1]}; {len(missing):,} lines name no clip of this corpus, such as "
+                f"{missing[0]!r} (clips are named as {clips['clip_id'][0].decode()!r}): correct them{remedy}"
+            )
+        if missing:
+            warnings.append(f"{name}: {len(missing):,} lines name no clip: {missing[0]}, ...")
+    return notes, warnings

@@ -27,11 +27,12 @@ class Files:
     Parameters
     ----------
     folder : searched below
+    clips : as in `pipeline.clips`; they are found instead of files, and by whole paths only
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.listing, _ = scan_corpus(folder, every=True)
+    def __init__(self, folder: Path, clips: np.ndarray | None = None) -> None:
+        self._folder, self._short = folder, clips is None
+        self.listing = scan_corpus(folder, every=True)[0] if clips is None else clips
         self._exact = _Names(self.listing["clip_id"])
 
     def find(self, names: list[str]) -> list[int]:
@@ -51,6 +52,8 @@ class Files:
         """What a file may be called, the surest first."""
         names = self.listing["clip_id"]
         whole = from_names(lambda name: spelling(name.decode()).encode(), names)
+        if not self._short:
+            return [_Names(whole)]
         bases = from_names(os.path.basename, whole)
         return [_Names(way) for way in (whole, bases, from_names(_stem, whole), from_names(_stem, bases))]
 
