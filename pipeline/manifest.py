@@ -158,8 +158,7 @@ class _Taken:
         self.lines = array.array("q")
         """Of each clip."""
         self._audio_dir, self._pattern = audio_dir, compile_pattern(options.pattern)
-        self._asked = self._pattern.groupindex if options.pattern else ("speaker",)
-        self._seconds: dict[str, float] = {}
+        self._duration = functools.cache(duration_seconds)
 
     def add(self, table: Table, row: Row, file: tuple) -> None:
         """Take a row of a file (clip_id, stamp).
@@ -171,8 +170,10 @@ class _Taken:
         name = file[0].decode()
         if row.part:
             self._check_part(table, row, name)
+        found = self._pattern.search(name)
+        said = found.groupdict("") if found else dict.fromkeys(self._pattern.groupindex, "")
         label, group, split, fold = (
-            getattr(row, column) if column in table.names else self._say(meaning, name)
+            getattr(row, column) if column in table.names else said.get(meaning)
             for column, meaning in (("label", "label"), ("group", "speaker"), ("split", "split"), ("fold", "fold"))
         )
         if not label:
@@ -188,17 +189,8 @@ class _Taken:
             raise table.fault(row.line, "file", f"the {column} of {name} by --pattern: {what}") from None
         self.lines.append(row.line)
 
-    def _say(self, meaning: str, name: str) -> str | None:
-        """What --pattern, or the usual name of a speaker, says of a file; None where nothing is asked of names."""
-        if meaning not in self._asked:
-            return None
-        found = self._pattern.search(name)
-        return (found[meaning] or "") if found else ""
-
     def _check_part(self, table: Table, row: Row, name: str) -> None:
         assert row.part
-        if name not in self._seconds:
-            self._seconds[name] = duration_seconds(str(self._audio_dir / name))
-        seconds, last = self._seconds[name], row.part.end_s or row.part.start_s
+        seconds, last = self._duration(os.path.join(self._audio_dir, name)), row.part.end_s or row.part.start_s
         if seconds and last > seconds + PART_SLACK_S:
             raise table.fault(row.line, "end" if row.part.end_s else "start", f"{last:g} s; {name} has {seconds:g}")

@@ -53,16 +53,14 @@ def match_names(
     for file in listing.tolist():
         name = file[0].decode()
         found = compiled.search(name)
-        said = found.groupdict() if found else {}
+        said = found.groupdict("") if found else {}
         label = said.get("label") or (name.partition("/")[0] if found and "/" in name else "")
         if not label:
             unmatched.append(name)
             continue
         deep += name.count("/") > 1
-        speaker, split = said.get("speaker") or "", said.get("split") or ""
-        fold = (said["fold"] or "") if "fold" in said else None
         try:
-            rows.add(file, None, label, speaker, split, fold, name)
+            rows.add(file, None, label, said.get("speaker", ""), said.get("split", ""), said.get("fold"), name)
         except ValueError as error:
             raise InputError(
                 f"{audio_dir}/{name}: the {error.args[0]} by --pattern {pattern}: {error.args[1]}"
