@@ -1,7 +1,6 @@
 """From an audio file to a clip: decode, mono, resample, pad or crop. Used alike for the cache and for prediction."""
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import io
@@ -10,6 +9,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,8 +38,7 @@ _CANCELLED = 1e-4  # of the channels' power, -40 dB, is left where they cancel
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")  # RIFF, fmt and data of a plain WAV
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """A decoded clip and what was done to it."""
 
     samples: np.ndarray

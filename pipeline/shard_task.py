@@ -17,8 +17,10 @@ from cache.config import FeatureConfig
 from cache.files import WORKERS_LOCK, shared_lock
 from cache.memory import keep_freed_memory
 from cache.shard import write_shard, write_sidecar
+from pipeline.decode import Clip, content_digest, read_clip, read_file, read_noise, reason_of
+from pipeline.scan import noise_files
 
-FLAGS = ("padded", "cropped", "resampled", "silent", "cancelled")  # of a clip, as bits in a sidecar
+FLAGS = Clip._fields[1:]  # of a clip, as bits in a sidecar
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,8 +80,6 @@ def _stop_if_orphan() -> None:
 
 def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]:
     """Decode one clip; returns samples or None, its file's digest, flag bits, and the reason of a refusal or ""."""
-    from pipeline.decode import read_clip, reason_of
-
     file, part = split_clip_id(name)
     digest = ""
     try:
@@ -89,14 +89,12 @@ def _load(task: ShardTask, name: str) -> tuple[np.ndarray | None, str, int, str]
         return None, digest or "-", 0, str(error)
     except OSError as error:
         return None, "", 0, reason_of(error)  # without a hash: the next build tries it again
-    return clip.samples, digest, sum(getattr(clip, name) << bit for bit, name in enumerate(FLAGS)), ""
+    return clip.samples, digest, sum(done << bit for bit, done in enumerate(clip[1:])), ""
 
 
 @functools.lru_cache(maxsize=1)  # parts of a recording follow each other
 def _read(path: str) -> tuple[bytes, str]:
     """The content of a file, and its digest."""
-    from pipeline.decode import content_digest, read_file
-
     data = read_file(path)
     return data, content_digest(data)
 
@@ -129,9 +127,6 @@ def _noises(audio_dir: Path, config: FeatureConfig) -> list[np.ndarray]:
     """Background recordings at the clip's sample rate, each at least as long as a clip."""
     if not config.noise:
         return []
-    from pipeline.decode import read_noise
-    from pipeline.scan import noise_files
-
     return [read_noise(str(path), config) for path in noise_files(audio_dir)]
 
 
