@@ -115,10 +115,11 @@ def plan_split(
         if any(unicodedata.category(c) == "Cc" for c in label):
             raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename its folder")
     _check_spellings(audio_dir, classes)
-    official = bool((listing["split"] == VALIDATION).any()) or options.split == "official"
     settings = {key: getattr(options, key) for key in ("split", "folds", "group_by", "seed")}
-    if official:
+    if (listing["split"] == VALIDATION).any():
         settings |= {"split": "official", "folds": 1}
+    elif options.split == "official":
+        raise InputError("--split official: validation_list.txt names no clip of this corpus; use --split kfold")
     elif folds:
         settings |= {"split": "given", "folds": folds}
     parts, fold_of = split.split_clips(
@@ -127,7 +128,6 @@ def plan_split(
         classes=classes,
         contents=_contents(known),
         folds=settings["folds"],
-        official=official,
         group_by=options.group_by,
         seed=options.seed,
         known=_known_folds(earlier, settings),

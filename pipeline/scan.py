@@ -127,6 +127,11 @@ def from_names(function: Callable[[bytes], bytes], names: np.ndarray) -> np.ndar
     return np.concatenate([np.array([*map(function, names[at : at + _PART].tolist())], bytes) for at in starts])
 
 
+def random_keys(names: np.ndarray, seed: int) -> np.ndarray:
+    """Keys that put names in a random order, which is the same whatever other names there are [shape=(n,)]."""
+    return from_names(lambda name: hashlib.sha256(b"%d/%b" % (seed, name)).digest()[:8], names)
+
+
 def noise_files(audio_dir: Path) -> list[Path]:
     """The corpus's background recordings, sorted."""
     folder = Path(audio_dir) / NOISE_FOLDER

@@ -7,7 +7,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.index import NO_FOLD, TEST, TRAIN
 from pipeline.clips import VALIDATION
-from pipeline.scan import from_names
+from pipeline.scan import random_keys
 
 _NAMED = 8  # labels in an error
 
@@ -57,7 +57,7 @@ def assign_folds(
     filled = np.zeros((folds, len(classes)))
     placed = fold_of[group_of] != NO_FOLD
     np.add.at(filled, (fold_of[group_of[placed]], targets[placed]), 1 / total[targets[placed]])
-    ties = from_names(lambda name: hashlib.sha256(b"%d/%b" % (seed, name)).digest()[:8], names)
+    ties = random_keys(names, seed)
     order = np.lexsort((ties, -sizes))
     order = order[fold_of[order] == NO_FOLD]
     for group in order[sizes[order] > 1].tolist():
@@ -106,7 +106,6 @@ def split_clips(
     classes: list[str],
     contents: np.ndarray,
     folds: int,
-    official: bool,
     group_by: str,
     seed: int,
     known: dict[bytes, int],
@@ -119,7 +118,6 @@ def split_clips(
     targets : class of each clip [shape=(n,), dtype=int]
     contents : digest of each clip's file, empty where it is not known [shape=(n,), dtype=bytes]; where two files are
         the same, their speakers share a fold
-    official : whether there must be clips for validation
     group_by : "auto" (speakers where any is known), "speaker" or "none"
     known : speaker or clip_id → fold, from an earlier build with the same settings; they keep it, unless a fold were
         left without a class
@@ -136,8 +134,6 @@ def split_clips(
         fold[:] = NO_FOLD
         fold[validation] = 0
         return split, fold
-    if official:
-        raise InputError("--split official: validation_list.txt names no clip of this corpus; use --split kfold")
     if group_by == "speaker" and not (speakers != b"").any():
         raise InputError("--group-by speaker: no speaker is known; name them with --pattern, or use --group-by none")
     free = np.flatnonzero((split == TRAIN) & (fold == NO_FOLD))

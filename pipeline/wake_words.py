@@ -1,6 +1,5 @@
 """What a wake word needs beside its recordings: the label "unknown" for other sounds, and "silence" for background."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from cache.index import NO_FOLD, TEST, TRAIN
 from pipeline.clips import VALIDATION, as_clips
 from pipeline.manifest import Files
 from pipeline.options import BuildOptions
-from pipeline.scan import NOISE_FOLDER, noise_files, stamp_of
+from pipeline.scan import NOISE_FOLDER, noise_files, random_keys, stamp_of
 from pipeline.stream import duration_seconds
 from pipeline.table import Table
 
@@ -81,9 +80,7 @@ def add_negatives(clips: np.ndarray, options: BuildOptions) -> np.ndarray:
 
 def _by_speaker(clips: np.ndarray, seed: int) -> np.ndarray:
     """A random order in which every speaker comes once before any comes twice [shape=(n,)]."""
-    random = np.array(
-        [hashlib.sha256(b"%d/%b" % (seed, name)).digest()[:8] for name in clips["clip_id"].tolist()], "S8"
-    )
+    random = random_keys(clips["clip_id"], seed)
     who = np.where(clips["speaker"] == b"", clips["clip_id"], clips["speaker"])
     order = np.lexsort((random, who))
     first = np.searchsorted(who[order], who[order])  # of the clip's speaker
