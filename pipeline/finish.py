@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,8 +184,7 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np
         return []
     order = np.argsort(group, kind="stable")
     rows, two_labels, two_sides = list[tuple[str, ...]](), list[str](), list[str]()
-    for start, stop in itertools.pairwise([*np.flatnonzero(np.diff(group[order], prepend=-1)), len(order)]):
-        same = first[order[start:stop]]
+    for same in np.split(first[order], np.flatnonzero(np.diff(group[order])) + 1):
         names, labels = ([text.decode() for text in column[same].tolist()] for column in (files, listing["label"]))
         rows += [(name, label, names[0], labels[0]) for name, label in zip(names[1:], labels[1:], strict=True)]
         sides = clips[["split", "fold"]][same].tolist()
