@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -143,17 +144,15 @@ def plan_shards(
     An interrupted plan is cut into the same shards again: finished ones hold whole pieces of it. Numbers that an
     older index lists are not free: were one reused and this build interrupted, that index would list other rows.
     """
-    used, tasks, number, size = set(provenance.shards), [], 0, options.clips_per_shard
+    used, size = set(provenance.shards), options.clips_per_shard
     with contextlib.suppress(InputError):
         used.update(shard["number"] for shard in read_index(folder)["shards"])
-    folder, audio_dir = folder.absolute(), Path(options.audio_dir).absolute()
-    for first in range(0, len(todo), size):
-        while number in used:
-            number += 1
-        listing = todo[first : first + size]
-        tasks.append(ShardTask(folder, number, audio_dir, config, mel_filterbank(config), listing))
-        number += 1
-    return tasks
+    free = (number for number in itertools.count() if number not in used)
+    folder, audio_dir, filters = folder.absolute(), Path(options.audio_dir).absolute(), mel_filterbank(config)
+    return [
+        ShardTask(folder, next(free), audio_dir, config, filters, todo[first : first + size])
+        for first in range(0, len(todo), size)
+    ]
 
 
 def _check_space(folder: Path, config: FeatureConfig, clips: int) -> None:
