@@ -77,12 +77,8 @@ def render_view(
 
 def shifted(samples: np.ndarray, count: int) -> np.ndarray:
     """Move a clip by `count` samples (to the right where positive); zeros move in."""
-    out = np.zeros_like(samples)
-    if count >= 0:
-        out[count:] = samples[: len(samples) - count]
-    else:
-        out[:count] = samples[-count:]
-    return out
+    left, right = max(0, count), max(0, -count)
+    return np.pad(samples, (left, right))[right : right + len(samples)]
 
 
 def played(samples: np.ndarray, percent: int) -> np.ndarray:
