@@ -80,8 +80,7 @@ def read_provenance(folder: Path, config: FeatureConfig) -> Provenance:
                 shards[number] = sidecar
                 tables.append(table)
     table = np.concatenate(tables)
-    table = table[np.argsort(table["reason"] == b"", kind="stable")]
-    return Provenance(shards, table[np.argsort(table["clip_id"], kind="stable")])
+    return Provenance(shards, table[np.lexsort((table["reason"] == b"", table["clip_id"]))])
 
 
 def _table_of(number: int, clips: dict[str, list]) -> np.ndarray:
