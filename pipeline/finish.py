@@ -26,12 +26,7 @@ REJECTED, COPIES = "rejected.csv", "copies.csv"
 
 
 def finish(
-    options: BuildOptions,
-    config: FeatureConfig,
-    folder: Path,
-    listing: np.ndarray,
-    earlier: Cache | None,
-    folds: int,
+    options: BuildOptions, config: FeatureConfig, folder: Path, listing: np.ndarray, earlier: Cache | None, folds: int
 ) -> list[str]:
     """Write the clip table, the lists of rejected and of identical clips, and the index; remove dead shards.
 
