@@ -45,7 +45,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     OSError : as the block; a full disk names `path`
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(InputError, OSError), exclusive_lock(left, busy=""):
+        with contextlib.suppress(InputError, OSError), file_lock(left, busy=""):
             left.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with open(temporary, "xb") as held:
@@ -138,32 +138,24 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, *, busy: str, wait: bool = False) -> Iterator[None]:
+def file_lock(path: Path, *, busy: str | None = None, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; the kernel drops it when the process dies.
 
     Parameters
     ----------
     path : the lock file; it is created and stays
-    busy : message of the error when another process holds the lock
-    wait : block until the lock is free instead
+    busy : message of the error when another process holds the lock; None: wait for it
+    shared : hold it together with others who share it, all of whom keep out those who do not
 
     Raises
     ------
-    InputError : the lock is held and `wait` is False
+    InputError : the lock is held, and `busy` says so
     """
     with open(path, "a+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if busy is None else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError):
             raise InputError(busy) from None
-        yield
-
-
-@contextlib.contextmanager
-def shared_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` together with others, all of whom keep :func:`exclusive_lock` out."""
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 
@@ -196,7 +188,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     target = unused_folder(out).resolve()  # a link to an empty folder stays a link
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.parent / f".{target.name}.lock"
-    with exclusive_lock(lock, busy=f"{out}: another process is writing it; wait for it or name another folder"):
+    with file_lock(lock, busy=f"{out}: another process is writing it; wait for it or name another folder"):
         folder = target.parent / f".{target.name}.tmp"
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
         folder.mkdir()

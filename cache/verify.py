@@ -22,12 +22,12 @@ class VerifyOptions:
 def main(options: VerifyOptions) -> int:
     """Name each damaged file on stderr, and with --repair remove it; exit status 1 if there is any."""
     from cache.check import cache_folders, check_cache, remove_damaged
-    from cache.files import LOCK, exclusive_lock
+    from cache.files import LOCK, file_lock
 
     damaged = 0
     for folder in cache_folders(options.cache_dir):
         busy = f"{folder}: a build is at work here; wait for it"
-        with exclusive_lock(folder / LOCK, busy=busy) if options.repair else contextlib.nullcontext():
+        with file_lock(folder / LOCK, busy=busy) if options.repair else contextlib.nullcontext():
             damages = check_cache(folder)
             for damage in damages:
                 print(printable(f"{damage.path}: {damage.why}"), file=sys.stderr)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from cache.files import LOCK, WORKERS_LOCK, exclusive_lock, lies_in, remove_leftovers
+from cache.files import LOCK, WORKERS_LOCK, file_lock, lies_in, remove_leftovers
 from cache.index import Cache, read_index
 from pipeline import scan
 from pipeline.augment import AUGMENTS, background
@@ -95,8 +95,8 @@ def _writing(folder: Path) -> Iterator[None]:
     """Hold a cache folder for writing."""
     busy = f"{folder}: another build is at work here; wait for it, it builds the same cache"
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder / LOCK, busy=busy):
-        with exclusive_lock(folder / WORKERS_LOCK, busy="", wait=True):
+    with file_lock(folder / LOCK, busy=busy):
+        with file_lock(folder / WORKERS_LOCK):
             remove_leftovers(folder)  # workers of a killed build have ended: they noticed, or finished a shard
         try:
             yield

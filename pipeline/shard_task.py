@@ -14,7 +14,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.clip_id import split_clip_id
 from cache.config import FeatureConfig
-from cache.files import WORKERS_LOCK, shared_lock
+from cache.files import WORKERS_LOCK, file_lock
 from cache.memory import keep_freed_memory
 from cache.shard import write_shard, write_sidecar
 from pipeline.decode import Clip, content_digest, read_clip, read_file, read_noise, reason_of
@@ -53,7 +53,7 @@ def build_shard(task: ShardTask) -> tuple[int, int, int]:
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    with threadpool_limits(1), shared_lock(task.folder / WORKERS_LOCK):
+    with threadpool_limits(1), file_lock(task.folder / WORKERS_LOCK, shared=True):
         _stop_if_orphan()
         names = [name.decode() for name in task.listing["clip_id"].tolist()]
         loaded = [_load(task, name) for name in names]

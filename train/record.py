@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cache.cli import InputError
-from cache.files import exclusive_lock, remove_leftovers, write_atomic
+from cache.files import file_lock, remove_leftovers, write_atomic
 from cache.index import Cache
 from train.calibration import FEW_ERRORS, fit_temperature
 from train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
@@ -36,7 +36,7 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
     busy = f"{folder}: another run is at work here; wait for it, or choose another --name"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder / ".lock", busy=busy):
+        with file_lock(folder / ".lock", busy=busy):
             remove_leftovers(folder)
             yield
     except OSError as error:
