@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,21 +27,11 @@ _MARGIN = 64 << 20  # bytes that a build leaves free
 
 Progress = Callable[[int, int, int], None]
 """Called with (clips done, rejected among them, clips to do), first with nothing done."""
+Built = tuple[Cache, int, list[str], list[str]]
+"""The cache, how many clips were built, and what the user should know: notes, and warnings."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a build found and did."""
-
-    cache: Cache
-    built: int
-    notes: list[str]
-    """What the user should know of clips and recordings."""
-    warnings: list[str]
-    seconds: float
-
-
-def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], None] = lambda _: None) -> Summary:
+def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], None] = lambda _: None) -> Built:
     """Bring the cache of a configuration up to date with its corpus.
 
     Parameters
@@ -55,7 +44,6 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
     ------
     InputError, OSError : nothing already built is lost; the next build continues
     """
-    started = time.monotonic()
     audio_dir = Path(options.audio_dir)
     config = feature_config(options)
     corpus = read_corpus(options)
@@ -87,7 +75,7 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
     notes = [*corpus.notes, *describe_gaps(config), *found]
     if earlier and earlier.index["split"]["digest"] != cache.index["split"]["digest"]:
         notes.append("the split is another than before: train the runs of this cache again")
-    return Summary(cache, built, notes, corpus.warnings, time.monotonic() - started)
+    return cache, built, notes, corpus.warnings
 
 
 @contextlib.contextmanager

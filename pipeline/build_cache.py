@@ -12,8 +12,8 @@ def main(options: BuildOptions) -> int:
     """Build, and say what was built."""
     from pipeline.console import build_with_progress
 
-    summary = build_with_progress(options)
-    return EXIT_INCOMPLETE if summary.cache.index["counts"]["rejected"] and not options.skip_bad else EXIT_OK
+    cache = build_with_progress(options)
+    return EXIT_INCOMPLETE if cache.index["counts"]["rejected"] and not options.skip_bad else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a build shows: live progress, then a summary."""
 
 import shlex
+import time
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -8,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cache.cli import InputError, printable, say
 from cache.find import find_cache
 from cache.index import Cache
-from pipeline.build import Summary, build_cache
+from pipeline.build import build_cache
 from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
 
@@ -16,8 +17,9 @@ _LABELS = 12  # are named
 _RECIPES = {(32, 32): " --recipe smoke", (32, 64): " --recipe fast"}  # of train.run, for caches of their size
 
 
-def build_with_progress(options: BuildOptions) -> Summary:
+def build_with_progress(options: BuildOptions) -> Cache:
     """Build a cache while showing clips per second and time left; print the summary."""
+    started = time.monotonic()
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -38,16 +40,19 @@ def build_with_progress(options: BuildOptions) -> Summary:
         def note(line: str) -> None:
             progress.console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-        summary = build_cache(options, update, note)
-    print_summary(options, summary)
-    return summary
+        cache, built, notes, warnings = build_cache(options, update, note)
+    _print_summary(options, cache, built, time.monotonic() - started, notes)
+    for warning in warnings:
+        say(warning, error=True)
+    if rejected := cache.index["counts"]["rejected"]:
+        say(f"{rejected:,} files were rejected; why: {cache.folder / REJECTED}", error=True)
+    return cache
 
 
-def print_summary(options: BuildOptions, summary: Summary) -> None:
+def _print_summary(options: BuildOptions, cache: Cache, built: int, seconds: float, notes: list[str]) -> None:
     """Say what is in the cache, what happened to odd clips, and what to type next."""
-    cache = summary.cache
     shards, counts, folds = cache.index["shards"], cache.index["counts"], cache.index["split"]["folds"]
-    speed = f", {summary.built / summary.seconds:,.0f} clips/s" if summary.built else ""
+    speed = f", {built / seconds:,.0f} clips/s" if built else ""
     tested, views = cache.test_clips, cache.config.num_views
     groups = "speakers" if options.long != "split" and not options.manifest else "groups"
     speakers = f" of {cache.speakers:,} {groups}" if cache.speakers else ""
@@ -56,10 +61,10 @@ def print_summary(options: BuildOptions, summary: Summary) -> None:
         f"{cache.folder}",
         f"  {clips}, {len(cache.classes)} labels, {views} views each",
         f"  {folds} folds; {len(shards)} shard{'s' * (len(shards) != 1)}, {cache.bytes / 1e6:,.0f} MB; "
-        f"built {summary.built:,} clips in {summary.seconds:.1f} s{speed}",
+        f"built {built:,} clips in {seconds:.1f} s{speed}",
         "  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if name != "cancelled"),
     ]
-    lines += [f"  {note}" for note in (_describe_labels(cache), *summary.notes)]
+    lines += [f"  {note}" for note in (_describe_labels(cache), *notes)]
     more = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
     size = (cache.config.n_mels, cache.config.n_frames)
     flags = f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
@@ -74,10 +79,6 @@ def print_summary(options: BuildOptions, summary: Summary) -> None:
     lines.append(f"next: {words if options.one_label else training}")
     for line in lines:
         say(line)
-    for warning in summary.warnings:
-        say(warning, error=True)
-    if counts["rejected"]:
-        say(f"{counts['rejected']:,} files were rejected; why: {cache.folder / REJECTED}", error=True)
 
 
 def _describe_labels(cache: Cache) -> str:

@@ -114,7 +114,7 @@ def split(names: list[bytes], **changes):
         clips["split"][np.isin(clips["clip_id"], changes.pop(name, []))] = side
     labels, targets = np.unique(clips["label"], return_inverse=True)
     contents = np.zeros(len(clips), "S1")
-    settings = {"contents": contents, "folds": 2, "official": False, "group_by": "auto", "seed": 0, "known": {}}
+    settings = {"contents": contents, "folds": 2, "group_by": "auto", "seed": 0, "known": {}}
     settings.update(classes=[label.decode() for label in labels.tolist()], **changes)
     return split_clips(clips, targets, **settings)
 
@@ -136,13 +136,11 @@ def test_test_clips_are_in_no_fold():
 
 
 def test_clips_for_validation_are_the_only_fold():
-    """An official split has one fold; its other clips are never held out; without such clips it is refused."""
-    parts, fold = split(NAMES, validation=NAMES[:6], test=NAMES[6:8], official=True)
+    """An official split has one fold; its other clips are never held out."""
+    parts, fold = split(NAMES, validation=NAMES[:6], test=NAMES[6:8])
     assert (fold[:6] == 0).all()
     assert (fold[6:] == NO_FOLD).all()
     assert (parts == TEST).sum() == 2
-    with pytest.raises(InputError, match=r"validation_list\.txt names no clip of this corpus; use --split kfold"):
-        split(NAMES, official=True)
 
 
 def test_copies_share_a_fold_and_known_speakers_keep_theirs():
