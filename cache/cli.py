@@ -81,8 +81,6 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
     first_line = (description or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog=prog, description=first_line, allow_abbrev=False)
     for field in dataclasses.fields(options):
-        if "help" not in field.metadata:
-            continue
         settings = {key: value for key, value in field.metadata.items() if key != "limits"}
         positional = settings.pop("positional", False)
         shown = "" if field.default in (None, False, "", ()) else f" (default: {field.default})"
@@ -121,8 +119,7 @@ def describe_error(error: InputError | OSError) -> str:
     """An expected error as one line; what the system reports becomes file, reason and, where there is one, remedy."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        unnamed = "standard output" if error.errno in FULL else None  # every file that is written has its name
-        name = error.filename or unnamed
+        name = error.filename or ("standard output" if error.errno in FULL else None)  # other files have their name
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # HDF5 puts a paragraph there
         message = f"{os.fsdecode(name)}: {reason}" if name else message
@@ -139,7 +136,7 @@ def is_reader_gone(error: Exception) -> bool:
     return isinstance(error, BrokenPipeError) and not error.filename
 
 
-def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
+def run_main(body: Callable[[], int]) -> int:
     """Run a command; an expected error becomes one line on stderr and exit status 2.
 
     Expected are :class:`InputError` and ``OSError`` (missing file, full disk, no permission). Anything else is a
@@ -157,7 +154,7 @@ def run_main(body: Callable[[], int], *, prefix: str = "error") -> int:
     except (InputError, OSError) as error:
         closed = is_reader_gone(error)
         if not closed:
-            print(f"{prefix}: {describe_error(error)}", file=sys.stderr)
+            print(f"error: {describe_error(error)}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:  # or Python would complain of it again when it ends
