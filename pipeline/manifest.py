@@ -169,7 +169,9 @@ class _Taken:
         """
         name = file[0].decode()
         if row.part:
-            self._check_part(table, row, name)
+            seconds, last = self._duration(os.path.join(self._audio_dir, name)), row.part.end_s or row.part.start_s
+            if seconds and last > seconds + PART_SLACK_S:
+                raise table.fault(row.line, "end" if row.part.end_s else "start", f"{last:g} s; {name} has {seconds:g}")
         found = self._pattern.search(name)
         said = found.groupdict("") if found else dict.fromkeys(self._pattern.groupindex, "")
         label, group, split, fold = (
@@ -188,9 +190,3 @@ class _Taken:
                 raise table.fault(row.line, column, what) from None
             raise table.fault(row.line, "file", f"the {column} of {name} by --pattern: {what}") from None
         self.lines.append(row.line)
-
-    def _check_part(self, table: Table, row: Row, name: str) -> None:
-        assert row.part
-        seconds, last = self._duration(os.path.join(self._audio_dir, name)), row.part.end_s or row.part.start_s
-        if seconds and last > seconds + PART_SLACK_S:
-            raise table.fault(row.line, "end" if row.part.end_s else "start", f"{last:g} s; {name} has {seconds:g}")
