@@ -17,7 +17,7 @@ from pipeline import scan
 from pipeline.augment import AUGMENTS, background
 from pipeline.corpus import read_corpus
 from pipeline.filterbank import default_n_fft, mel_filterbank
-from pipeline.finish import earlier_cache, finish, naming_rejected, plan_split
+from pipeline.finish import finish, naming_rejected, plan_split
 from pipeline.headers import describe_gaps, describe_loss
 from pipeline.options import BuildOptions
 from pipeline.provenance import Provenance, note_stamps, read_provenance
@@ -62,7 +62,9 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
         note_stamps(folder, listing, known)
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         usable = new | (known["reason"] == b"")
-        earlier = earlier_cache(folder)
+        earlier = None
+        with contextlib.suppress(InputError):  # there is none, or its index cannot be read
+            earlier = Cache(folder, check_shards=False)
         with naming_rejected(int((~usable).sum()), folder):
             plan_split(options, listing[usable], known[usable], earlier, corpus.folds)
         todo = listing[new]

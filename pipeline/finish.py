@@ -96,7 +96,7 @@ def plan_split(
     ----------
     listing : as in `pipeline.clips`
     known : what `pipeline.provenance` knows of these clips
-    earlier : of the same folder, whose speakers keep their folds; see :func:`earlier_cache`
+    earlier : the cache that an earlier build left in the folder, whose speakers keep their folds
     folds : that the corpus names; 0 where it names none
     """
     audio_dir = Path(options.audio_dir)
@@ -105,10 +105,7 @@ def plan_split(
     if len(classes) < (1 if options.one_label else 2):
         found = f"one label only ({classes[0]})" if classes else "no usable recording"
         raise InputError(f"{audio_dir}: {found}; a classifier needs recordings of two or more labels")
-    for label in classes:
-        if any(unicodedata.category(c) == "Cc" for c in label):
-            raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename its folder")
-    _check_spellings(audio_dir, classes)
+    _check_labels(audio_dir, classes)
     settings = {key: getattr(options, key) for key in ("split", "folds", "group_by", "seed")}
     if (listing["split"] == VALIDATION).any():
         settings |= {"split": "official", "folds": 1}
@@ -200,24 +197,18 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np
     return notes
 
 
-def _check_spellings(audio_dir: Path, classes: list[str]) -> None:
-    """InputError where two labels look the same, because they differ in Unicode normalisation only."""
+def _check_labels(audio_dir: Path, classes: list[str]) -> None:
+    """InputError where a label holds control characters, or two differ in Unicode normalisation only."""
     labels: dict[str, str] = {}
     for label in classes:
+        if any(unicodedata.category(c) == "Cc" for c in label):
+            raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename its folder")
         other = labels.setdefault(spelling(label), label)
         if other != label:
             raise InputError(
                 f"{audio_dir}: the folders {other!a} and {label!a} are one label in two forms of Unicode; "
                 "move the recordings of one into the other"
             )
-
-
-def earlier_cache(folder: Path) -> Cache | None:
-    """The cache that an earlier build left in a folder, if it left a readable index."""
-    try:
-        return Cache(folder, check_shards=False)
-    except InputError:
-        return None
 
 
 def _known_folds(cache: Cache | None, settings: dict[str, Any]) -> dict[bytes, int]:
