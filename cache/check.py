@@ -29,8 +29,8 @@ def cache_folders(cache_dir: str | Path) -> list[Path]:
     """
     if not Path(cache_dir).is_dir():
         raise InputError(f"{cache_dir}: no such folder; build a cache with python -m pipeline.build_cache")
-    folders = [path for path in (Path(cache_dir), *sorted(Path(cache_dir).iterdir())) if path.is_dir()]
-    folders = [path for path in folders if (path / INDEX).exists() or shard_numbers(path)]
+    places = (Path(cache_dir), *sorted(Path(cache_dir).iterdir()))
+    folders = [path for path in places if path.is_dir() and ((path / INDEX).exists() or shard_numbers(path))]
     if not folders:
         raise InputError(f"{cache_dir}: no cache in it; build one with python -m pipeline.build_cache")
     return folders

@@ -109,7 +109,7 @@ def read_clip(source: str | bytes, config: FeatureConfig, part: Part | None = No
         samples = samples[first : first + wanted]
     elif found < wanted:
         samples = np.pad(samples, (0, wanted - found))
-    samples = np.ascontiguousarray(samples, dtype=np.float32)
+    assert samples.dtype == np.float32 and samples.flags.c_contiguous
     return Clip(samples, found < wanted, found > wanted, rate != config.sample_rate, not samples.any(), cancelled)
 
 

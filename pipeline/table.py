@@ -116,11 +116,9 @@ class Table:
 
 def _find_columns(path: Path, header: list[str], columns: str | None) -> dict[str, str]:
     """The column of each meaning that the header has; `columns` comes first."""
-    found = {}
-    for meaning, names in COLUMNS.items():
-        if there := [name for name in names if name in header]:
-            found[meaning] = there[0]
-    for pair in (columns or "").split(",") if columns else ():
+    called = {meaning: [name for name in names if name in header] for meaning, names in COLUMNS.items()}
+    found = {meaning: names[0] for meaning, names in called.items() if names}
+    for pair in columns.split(",") if columns else ():
         meaning, _, name = pair.partition("=")
         if meaning.strip() not in COLUMNS or name.strip().lower() not in header:
             raise InputError(

@@ -54,7 +54,9 @@ def speak_corpus(options: SpeakOptions) -> int:
         for word in words:
             (folder / word).mkdir()
             (test_folder / word).mkdir()
-        _write_noises(folder / "_background_noise_", options.seed)
+        (folder / "_background_noise_").mkdir()
+        for name, samples in background_noises(np.random.default_rng(options.seed)).items():
+            write_wav(folder / "_background_noise_" / f"{name}.wav", samples)
         clips = _speak_all(tasks, words, options)
     asked = len(words) * sum(task[2] for task in tasks)
     seconds = time.monotonic() - started
@@ -107,12 +109,6 @@ def _pair(variants: list[str], speakers: int, name: str) -> list[Voice]:
         raise InputError(f"{name} {speakers}: there are {len(variants) * len(ACCENTS)} voices; ask for at most as many")
     turns = (divmod(i, len(variants)) for i in range(speakers))
     return [Voice(ACCENTS[(position + turn) % len(ACCENTS)], variants[position]) for turn, position in turns]
-
-
-def _write_noises(folder: Path, seed: int) -> None:
-    folder.mkdir()
-    for name, samples in background_noises(np.random.default_rng(seed)).items():
-        write_wav(folder / f"{name}.wav", samples)
 
 
 def _speak_all(tasks: list[tuple[Voice, Path, int]], words: list[str], options: SpeakOptions) -> int:

@@ -127,8 +127,7 @@ def speak_clips(voice: Voice, folder: Path, *, words: list[str], clips_per_word:
                 rng = np.random.default_rng([seed, identity, zlib.crc32(word.encode()), n])
                 clip = render_clip(speak, word, habits, rng)
                 if clip is not None:
-                    path = folder / word / f"{voice.speaker}_nohash_{n}.wav"
-                    write_wav(path, clip)
+                    write_wav(folder / word / f"{voice.speaker}_nohash_{n}.wav", clip)
                     written += 1
     return written
 
