@@ -1,6 +1,7 @@
 """Atomic writes, checksums and locks: the only place that renames a file into being."""
 
 import contextlib
+import csv
 import fcntl
 import glob
 import hashlib
@@ -9,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,27 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically (see :func:`atomic_path`)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def csv_table(path: str | Path | None, header: list[str]) -> Iterator[Any]:
+    """A CSV writer whose file appears under its name when the block ends without an error.
+
+    Lines end with a line feed. Cells that hold one, or a carriage return, are quoted (RFC 4180).
+
+    Parameters
+    ----------
+    path : the file; None for a table that nobody wants
+    header : its first row
+    """
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(atomic_path(Path(path))) if path else os.devnull
+        file = stack.enter_context(open(target, "w", newline="", encoding="utf-8", errors="surrogateescape"))
+        # It quotes no carriage return but where it ends lines with one itself.
+        lines = types.SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n"))
+        writer = csv.writer(lines, lineterminator="\r\n")
+        writer.writerow(header)
+        yield writer
 
 
 def file_checksum(path: Path) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 from cache.cli import InputError
 from cache.clip_id import file_of
 from cache.config import FeatureConfig
+from cache.files import csv_table
 from cache.index import TRAIN, Cache, clip_dtype, write_index
 from cache.shard import remove_shard, shard_numbers
-from cache.tables import csv_table
 from pipeline import split
 from pipeline.clips import VALIDATION
 from pipeline.lists import spelling

@@ -16,9 +16,8 @@ from conftest import ROOT, only_cache, write_corpus
 
 from cache import info
 from cache.cli import printable, run_main, say
-from cache.files import read_sealed, write_sealed
+from cache.files import csv_table, read_sealed, write_sealed
 from cache.index import INDEX
-from cache.tables import csv_table
 from tests.words_run import RUN
 
 NAMES = [

@@ -3,7 +3,7 @@
 import torch
 
 from cache.cli import say
-from cache.tables import csv_table
+from cache.files import csv_table
 from infer.labelled import out_of_fold
 from infer.measure.scoring import suspects
 from infer.members import load_members

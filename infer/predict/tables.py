@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
-from cache.tables import csv_table
+from cache.files import csv_table
 from infer.corpus import cached_test_split
 from infer.detections import thresholds_of
 from infer.ensemble import Ensemble
