@@ -39,7 +39,7 @@ _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")  # RIFF, fmt and data of a plain WAV
 
 
 class Clip(NamedTuple):
-    """A decoded clip and what was done to it."""
+    """A decoded clip and what was done to it, in the order of the bits that sidecars keep."""
 
     samples: np.ndarray
     """[shape=(samples,), dtype=float32]"""
@@ -109,7 +109,6 @@ def read_clip(source: str | bytes, config: FeatureConfig, part: Part | None = No
         samples = samples[first : first + wanted]
     elif found < wanted:
         samples = np.pad(samples, (0, wanted - found))
-    assert samples.dtype == np.float32 and samples.flags.c_contiguous
     return Clip(samples, found < wanted, found > wanted, rate != config.sample_rate, not samples.any(), cancelled)
 
 

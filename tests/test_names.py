@@ -174,3 +174,11 @@ def test_an_error_is_one_printable_line(monkeypatch, capsys) -> None:
     assert run_main(fail) == 2
     stream.flush()
     assert stream.buffer.getvalue().endswith(b"\\udcff\\xe9\n")
+
+
+def test_names_are_no_emoji(capsys: pytest.CaptureFixture) -> None:
+    """What rich would turn into a picture is printed as it is called."""
+    from train.display import Display
+
+    Display(is_main=True).line("runs/:bird:/[b]fold0")
+    assert capsys.readouterr().out == "runs/:bird:/[b]fold0\n"

@@ -12,7 +12,7 @@ class Display:
     """Prints on rank 0 and is silent elsewhere. It never waits for the device."""
 
     def __init__(self, is_main: bool) -> None:
-        self._console = Console(quiet=not is_main, soft_wrap=True, highlight=False, markup=False)
+        self._console = Console(quiet=not is_main, soft_wrap=True, highlight=False, markup=False, emoji=False)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
