@@ -57,8 +57,9 @@ class Rows:
         if side is None:
             raise ValueError("split", f"{split!r}; expected train, validation or test")
         if fold is not None and side != TEST:
-            if not fold:
-                raise ValueError("fold", "empty")
+            if fold.lower() in SPLITS:
+                what = f"{fold!r} is a split, not a fold: name it so (--columns split=…, or (?P<split>…) in --pattern)"
+                raise ValueError("fold", what if fold else "empty")
             number = self._folds.setdefault(fold, len(self._folds))
         if speaker and self._grouped:
             first = self._sides.setdefault(speaker, (side, number, place))

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
+from cache.clip_id import file_of
+from cache.index import TRAIN
 from pipeline.clips import LISTS, VALIDATION
 from pipeline.decode import CONVERT, FOREIGN
 from pipeline.lists import read_lines
@@ -14,7 +16,7 @@ from pipeline.long import cut_long
 from pipeline.manifest import Files, read_manifest
 from pipeline.names import match_names
 from pipeline.options import BuildOptions
-from pipeline.scan import scan_corpus
+from pipeline.scan import from_names, scan_corpus
 from pipeline.wake_words import add_negatives, add_silence, keep_labels
 
 
@@ -92,10 +94,16 @@ def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], l
         if not os.path.lexists(path) or (side == VALIDATION and options.split != "official"):
             continue
         lines = read_lines(path)
-        found = np.array(Files(Path(options.audio_dir), clips).find(lines), int)
+        files = from_names(lambda clip: file_of(clip.decode()).encode(), clips["clip_id"])
+        known = np.unique(np.concatenate([clips["clip_id"], files]))
+        found = np.array(Files(Path(options.audio_dir), known).find(lines), int)
         missing = [line for line, at in zip(lines, found, strict=True) if at < 0]
-        clips["split"][found[found >= 0]] = side
-        notes.append(f"{name}: {len(lines):,} lines, {len(np.unique(found[found >= 0])):,} clips")
+        named = known[found[found >= 0]]
+        listed = np.isin(clips["clip_id"], named) | np.isin(files, named)
+        if moved := int((listed & (clips["split"] != side)).sum()) if (clips["split"] != TRAIN).any() else 0:
+            warnings.append(f"{name}: takes {moved:,} clips from another split")
+        clips["split"][listed] = side
+        notes.append(f"{name}: {len(lines):,} lines, {listed.sum():,} clips")
         if missing and not (options.ignore_missing and len(missing) < len(lines)):
             remedy = ", or go on without them with --ignore-missing" if len(missing) < len(lines) else ""
             raise InputError(

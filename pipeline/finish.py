@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.provenance import read_provenance
 from pipeline.shard_task import FLAGS
 
 REJECTED, COPIES = "rejected.csv", "copies.csv"
+_LISTED = re.compile(r"\s*[,;|]\s*")
 
 
 def finish(
@@ -137,6 +139,8 @@ def _contents(known: np.ndarray) -> np.ndarray:
 def _describe_split(clips: np.ndarray, classes: list[str], settings: dict[str, Any]) -> list[str]:
     """What a given split does that one of ours would not: labels that a fold cannot learn, speakers on two sides."""
     notes = []
+    if lists := [name for name in classes if len(parts := _LISTED.split(name)) > 1 and {*parts} <= {*classes}]:
+        notes.append(f"{len(lists)} labels are lists of others, such as {lists[0]!r}: here each is a label of its own")
     for fold in range(settings["folds"]):
         heard = clips["target"][(clips["split"] == TRAIN) & (clips["fold"] != fold)]
         if lacking := [classes[target] for target in np.setdiff1d(np.arange(len(classes)), heard).tolist()]:
@@ -202,12 +206,12 @@ def _check_labels(audio_dir: Path, classes: list[str]) -> None:
     labels: dict[str, str] = {}
     for label in classes:
         if any(unicodedata.category(c) == "Cc" for c in label):
-            raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename its folder")
+            raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename it")
         other = labels.setdefault(spelling(label), label)
         if other != label:
             raise InputError(
-                f"{audio_dir}: the folders {other!a} and {label!a} are one label in two forms of Unicode; "
-                "move the recordings of one into the other"
+                f"{audio_dir}: the labels {other!a} and {label!a} are one in two spellings, such as two forms of "
+                "Unicode; use one (of two folders: move the recordings of one into the other)"
             )
 
 

@@ -1,11 +1,12 @@
 """What a build would lose of the recordings, by a look at their headers."""
 
 import collections
+import functools
 import os
 
 import numpy as np
 
-from cache.clip_id import file_of
+from cache.clip_id import Part, split_clip_id
 from cache.config import MAX_SECONDS, FeatureConfig
 from pipeline.long import LONGER
 from pipeline.options import BuildOptions
@@ -23,17 +24,17 @@ def describe_loss(clip_ids: np.ndarray, options: BuildOptions, config: FeatureCo
     clip_ids : of the clips to build [shape=(n,), dtype=bytes]
     """
     some = clip_ids[np.linspace(0, len(clip_ids) - 1, min(len(clip_ids), _LOOKS)).round().astype(int)].tolist()
-    files = sorted({file_of(name.decode()) for name in some})
-    found = [header for file in files if (header := read_header(os.path.join(options.audio_dir, file)))]
+    header_of = functools.cache(lambda file: read_header(os.path.join(options.audio_dir, file)))
+    named = [split_clip_id(name.decode()) for name in some]
+    found = [(header, part) for file, part in named if (header := header_of(file))]
     if not found:
         return []
-    seconds = np.array([frames / rate for frames, rate in found])
-    rates = np.array([rate for _, rate in found])
+    seconds = np.array([_seconds(*each) for each in found])
+    rates = np.array([rate for (_, rate), _ in found])
     rate = collections.Counter(rates.tolist()).most_common(1)[0][0]
     longer = seconds > (1 + LONGER) * config.clip_seconds
-    parts = any(b"#t=" in name for name in some)  # a table has chosen them
     alike, what, keep, kept = np.ones(len(found), bool), "are", [], ""
-    if longer.mean() > _USUAL and not parts and options.long == "loudest":
+    if longer.mean() > _USUAL and options.long == "loudest":
         usual = float(np.median(seconds[longer]))
         alike = np.abs(seconds - usual) <= 0.01 * usual
         kept = f"the loudest {config.clip_seconds:g} s at "
@@ -52,6 +53,12 @@ def describe_loss(clip_ids: np.ndarray, options: BuildOptions, config: FeatureCo
         f"{alike.sum():,} of {len(found):,} recordings{sample} {what}; kept: {kept}{config.sample_rate:,} Hz; "
         f"to keep {purpose}: {' '.join(keep)}"
     ]
+
+
+def _seconds(header: tuple[int, int], part: Part | None) -> float:
+    """How long a recording is, or a part of it."""
+    whole = header[0] / header[1]
+    return whole if part is None else (part.end_s or whole) - part.start_s
 
 
 def describe_gaps(config: FeatureConfig) -> list[str]:

@@ -4,11 +4,13 @@ import array
 import functools
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cache.cli import InputError
+from cache.clip_id import file_of
 from pipeline.clips import Rows
 from pipeline.decode import PART_SLACK_S, is_recording
 from pipeline.lists import spelling, spellings
@@ -27,13 +29,15 @@ class Files:
     Parameters
     ----------
     folder : searched below
-    clips : as in `pipeline.clips`; they are found instead of files, and by whole paths only
+    names : are found instead of the files, and by whole paths only [shape=(n,), dtype=bytes]
     """
 
-    def __init__(self, folder: Path, clips: np.ndarray | None = None) -> None:
-        self._folder, self._short = folder, clips is None
-        self.listing = scan_corpus(folder, every=True)[0] if clips is None else clips
-        self._exact = _Names(self.listing["clip_id"])
+    def __init__(self, folder: Path, names: np.ndarray | None = None) -> None:
+        self._folder, self._short = folder, names is None
+        if names is None:
+            self.listing = scan_corpus(folder, every=True)[0]
+            names = self.listing["clip_id"]
+        self._names, self._exact = names, _Names(names)
 
     def find(self, names: list[str]) -> list[int]:
         """Indices into the listing; -1 where there is no such file, -2 where there are several: see :meth:`explain`."""
@@ -50,8 +54,7 @@ class Files:
     @functools.cached_property
     def _ways(self) -> list["_Names"]:
         """What a file may be called, the surest first."""
-        names = self.listing["clip_id"]
-        whole = from_names(lambda name: spelling(name.decode()).encode(), names)
+        whole = from_names(lambda name: spelling(name.decode()).encode(), self._names)
         if not self._short:
             return [_Names(whole)]
         bases = from_names(os.path.basename, whole)
@@ -62,7 +65,7 @@ class Files:
         for way in self._ways:
             for spelled in spellings(name, self._folder):
                 if len(several := way.all_of(spelled)) > 1:
-                    paths = ", ".join(path.decode() for path in self.listing["clip_id"][several[:2]].tolist())
+                    paths = ", ".join(path.decode() for path in self._names[several[:2]].tolist())
                     return f"{name!r} is the name of {len(several)} files ({paths}); name its folder, too"
         return f"no file {name!r} below {self._folder}"
 
@@ -136,6 +139,8 @@ def read_manifest(path: Path, audio_dir: Path, options: BuildOptions) -> tuple[n
         first, second = order[twice[0]], order[twice[0] + 1]
         name = clips["clip_id"][first].decode()
         raise table.fault(taken.lines[second], "file", f"{name} stands in line {taken.lines[first]} already")
+    if options.group_by != "none":
+        _check_parts(clips, table, taken.lines)
     used = ", ".join(f"{meaning} from {name}" for meaning, name in table.names.items())
     notes = [f"{path}: {len(clips):,} rows; {used}"]
     if missing:
@@ -143,6 +148,19 @@ def read_manifest(path: Path, audio_dir: Path, options: BuildOptions) -> tuple[n
     if not (clips["speaker"] != b"").any():
         notes.append("speakers: none known, so that one may stand on both sides of a fold; name them in a column group")
     return clips, folds, notes
+
+
+def _check_parts(clips: np.ndarray, table: Table, lines: Sequence[int]) -> None:
+    """InputError where parts of one recording, or it and a part of it, are given to two sides of a split."""
+    if not (np.char.find(clips["clip_id"], b"#t=") >= 0).any():
+        return
+    files = from_names(lambda name: file_of(name.decode()).encode(), clips["clip_id"])
+    names, first, file = np.unique(files, return_index=True, return_inverse=True)
+    for column in ("split", "fold"):
+        if (other := np.flatnonzero(clips[column] != clips[column][first][file])).size:
+            at = int(other[0])
+            whose = f"{names[file[at]].decode()}, which line {lines[first[file[at]]]} gives to another"
+            raise table.fault(lines[at], column, f"of {whose}; correct it, or use --group-by none")
 
 
 class _Taken:

@@ -54,7 +54,7 @@ def match_names(
         name = file[0].decode()
         found = compiled.search(name)
         said = found.groupdict("") if found else {}
-        label = said.get("label") or (name.partition("/")[0] if found and "/" in name else "")
+        label = said.get("label", name.partition("/")[0] if found and "/" in name else "")
         if not label:
             unmatched.append(name)
             continue

@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from cache.cli import InputError
 from cache.clip_id import Part
+from pipeline.decode import is_recording
 from pipeline.lists import read_text
 
 COLUMNS = {
@@ -21,7 +23,7 @@ COLUMNS = {
     "end": ("end_s",),
 }
 """What a column may be called, in lower case, by what it means."""
-_DELIMITERS = ",;\t|"
+_DELIMITERS, _LINE_END = ",;\t|", re.compile(r"\r\n?|\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Table:
         return InputError(f"{self.path}, line {line}, column {self.names.get(meaning, meaning)}: {what}")
 
     def _cells(self) -> Iterator[tuple[int, list[str]]]:
+        if self._delimiter == "\t" and self._is_plain():
+            for line, text in enumerate(_LINE_END.split(self._text), 1):
+                if text.strip():
+                    yield line, [_unquoted(cell.strip()) for cell in text.split("\t")]
+            return
         reader = csv.reader(io.StringIO(self._text, newline=""), delimiter=self._delimiter, strict=True)
         try:
             for cells in reader:
@@ -73,6 +80,10 @@ class Table:
                     yield reader.line_num, [cell.strip() for cell in cells]
         except csv.Error as error:
             raise InputError(f"{self.path}, line {reader.line_num}: {error}; is a quote not closed?") from None
+
+    def _is_plain(self) -> bool:
+        """Whether each line has as many tabs as the first: then a quote is a character, and hides no line end."""
+        return len({text.count("\t") for text in _LINE_END.split(self._text) if text.strip()}) == 1
 
     def rows(self, *, labelled: bool = True) -> Iterator[Row]:
         """The rows below the header.
@@ -114,8 +125,19 @@ class Table:
         return value
 
 
+def _unquoted(cell: str) -> str:
+    """What is within a pair of quotes around a cell."""
+    whole = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return cell[1:-1].replace('""', '"') if whole else cell
+
+
 def _find_columns(path: Path, header: list[str], columns: str | None) -> dict[str, str]:
     """The column of each meaning that the header has; `columns` comes first."""
+    if named := [cell for cell in header if is_recording(cell)]:
+        raise InputError(
+            f"{path}, line 1: names a recording ({named[0]}), but should name columns; put a line above it, such as "
+            "file,label with the table's own delimiter"
+        )
     called = {meaning: [name for name in names if name in header] for meaning, names in COLUMNS.items()}
     found = {meaning: names[0] for meaning, names in called.items() if names}
     for pair in columns.split(",") if columns else ():

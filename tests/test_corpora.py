@@ -14,13 +14,16 @@ from cache.cli import InputError
 from cache.clip_id import Part, file_of, split_clip_id
 from cache.config import FeatureConfig
 from cache.index import NO_FOLD, TEST, Cache
+from cache.index import TRAIN as TRAINED
 from infer.audit.__main__ import main as audit
 from infer.calibrate.__main__ import main as calibrate
 from infer.evaluate.__main__ import main as evaluate
 from infer.predict.__main__ import main as predict
 from infer.report.__main__ import main as report
 from pipeline.build_cache import main as build
+from pipeline.corpus import read_corpus
 from pipeline.decode import read_clip, read_recording
+from pipeline.options import BuildOptions
 from tests.conftest import only_cache
 from tests.corpora import LABELS, sound, write_birdclef, write_esc50, write_table, write_urbansound
 from train.run import main as train
@@ -207,6 +210,16 @@ def four(here: Path) -> Path:
         ("file,label,start_s,end_s\na.wav,x,0.8,0.2\n", "line 2, column end_s: 0.2 s; expected more than the start"),
         ("file,label,start_s\na.wav,x,-1\n", "line 2, column start_s: '-1'; expected seconds, such as 2.5"),
         ("file,label,start_s\na.wav,x,1,5\n", "line 2: 4 cells; the header has 3"),
+        (TABLE.replace("2\n", "test\n"), "line 4, column fold: 'test' is a split, not a fold: name it so (--columns"),
+        ("a.wav\tx\nb.wav\ty\n", "line 1: names a recording (a.wav), but should name columns; put a line above it"),
+        (
+            "file,label,start_s,split\na.wav,x,,train\na.wav,x,0.5,test\n",
+            "line 3, column split: of a.wav, which line 2 gives to another",
+        ),
+        (
+            "file,label,start_s,end_s,speaker,fold\na.wav,x,0,0.5,p,0\na.wav,x,0.5,1,q,1\n",
+            "line 3, column fold: of a.wav, which line 2 gives to another",
+        ),
     ],
 )
 def test_faults_of_tables_are_named(four: Path, capsys, text: str | bytes, expected: str) -> None:
@@ -243,6 +256,40 @@ def test_tables_as_programs_write_them(four: Path, text: str) -> None:
     assert clips["clip_id"].tolist() == [b"a.wav", b"b.wav", b"c.wav", b"deep/d.wav"]
     assert clips["speaker"].tolist() == [b"s1", b"s1", b"s2", b"s2"]
     assert clips["fold"].tolist() == [0, 0, 1, 1]
+
+
+def test_quotes_in_a_table_of_tabs(four: Path) -> None:
+    """Where cells may not hold tabs, as in Common Voice, a quote that opens a sentence swallows no rows."""
+    said = ['"stop', "go", '"yes" he said', 'and "no"']
+    rows = [f"{name}.wav\t{label}\t{text}" for name, label, text in zip("abcd", "xyxy", said, strict=True)]
+    Path("t.tsv").write_text("\n".join(["path\tlabel\tsentence", *rows]) + "\n")
+    assert build(["--manifest", "t.tsv", "--folds", "2", *SMALL]) == 0
+    assert len(built().clips) == 4
+    Path("t.tsv").write_text('path\tlabel\tnote\n"a.wav"\tx\t"one\nof two"\nb.wav\ty\t\nc\tx\t\nd\ty\t\n')
+    assert build(["--manifest", "t.tsv", "--folds", "2", *SMALL]) == 0
+    assert len(built().clips) == 4
+
+
+def test_lists_beside_a_table(four: Path) -> None:
+    """A list names files whose parts are clips, and says what it takes from another split."""
+    rows = [(f"{name}.wav", "x", start, start + 0.4) for name in "abcd" for start in (0, 0.5)]
+    write_table(Path("t.csv"), "file,label,start_s,end_s", rows)
+    Path("data/audio/testing_list.txt").write_text("a.wav\ndeep/d.wav\nb.wav#t=0,0.4\n")
+    corpus = read_corpus(BuildOptions(manifest="t.csv"))
+    tested = corpus.clips["clip_id"][corpus.clips["split"] == TEST].tolist()
+    assert tested == [
+        b"a.wav#t=0,0.4",
+        b"a.wav#t=0.5,0.9",
+        b"b.wav#t=0,0.4",
+        b"deep/d.wav#t=0,0.4",
+        b"deep/d.wav#t=0.5,0.9",
+    ]
+    assert (corpus.notes[0], corpus.warnings) == ("testing_list.txt: 3 lines, 5 clips", [])
+    write_table(Path("t.csv"), "file,label,split", [(n, "x", "test" if n == "d" else "train") for n in "abcd"])
+    Path("data/audio/testing_list.txt").write_text("a.wav\ndeep/d.wav\n")
+    corpus = read_corpus(BuildOptions(manifest="t.csv"))
+    assert corpus.clips["split"].tolist() == [TEST, TRAINED, TRAINED, TEST]
+    assert corpus.warnings == ["testing_list.txt: takes 1 clips from another split"]
 
 
 def test_splits_of_a_table(four: Path, capsys) -> None:
@@ -323,6 +370,27 @@ def test_faults_of_patterns_are_named(four: Path, capsys, pattern: str, expected
     """One line says what is wrong with a pattern."""
     assert build(["--pattern", pattern, *SMALL]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_label_that_takes_no_part_is_none(four: Path) -> None:
+    """A recording of whose label the pattern says nothing is left out; its folder is no label then."""
+    corpus = read_corpus(BuildOptions(pattern=r"(?:(?P<label>[ab])|.)\.wav"))
+    assert corpus.clips["label"].tolist() == [b"a", b"b"]
+    assert corpus.notes[0] == "left out: 2 recordings do not fit --pattern, such as c.wav"
+
+
+def test_labels_that_are_lists_and_long_parts_are_said(four: Path, capsys) -> None:
+    """Several labels in one cell make a label of their own, and a part that is longer than a clip loses its rest."""
+    for n in range(6):
+        soundfile.write(f"data/audio/{n}.wav", sound(n, 1, 16000, np.random.default_rng(n)), 16000)
+    flags = ["--manifest", "t.csv", "--clip-seconds", "0.3", "--folds", "2", "--group-by", "none", *SMALL]
+    for seconds, long in ((0.9, True), (0.3, False)):
+        rows = [(f"{n}.wav", label, 0.05, 0.05 + seconds) for n, label in enumerate(("x", "y", "x,y") * 2)]
+        write_table(Path("t.csv"), "file,label,start_s,end_s", rows)
+        assert build([*flags, "--cache-dir", f"data/{seconds}"]) == 0
+        output = capsys.readouterr().out
+        assert "1 labels are lists of others, such as 'x,y': here each is a label of its own" in output
+        assert ("6 of 6 recordings last 0.9 s; kept: the loudest 0.3 s" in output) is long
 
 
 def test_what_looks_like_speakers_or_splits_is_said(here: Path, capsys) -> None:

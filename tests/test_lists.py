@@ -147,7 +147,7 @@ def test_labels_in_two_forms_of_unicode_are_refused(corpus: Path, build) -> None
         shutil.copytree(corpus / "yes", corpus / form("größe"))
     status, output = build()
     assert status == 2
-    assert r"the folders 'gro\u0308\xdfe' and 'gr\xf6\xdfe' are one label in two forms of Unicode" in output
+    assert r"the labels 'gro\u0308\xdfe' and 'gr\xf6\xdfe' are one in two spellings, such as two forms of" in output
 
 
 def test_labels_to_judge_by_may_have_another_form() -> None:

@@ -79,7 +79,7 @@ def test_labels_that_steer_a_terminal_are_refused(tmp_path: Path, corpus: Path, 
         write_corpus(tmp_path / "audio", [label])
         status, output = build()
         assert status == 2
-        assert "holds control characters; rename its folder" in output
+        assert "holds control characters; rename it" in output
         assert printable(output.strip("\n")) == output.strip("\n")
         shutil.rmtree(tmp_path / "audio" / label)
     assert build()[0] == 0
