@@ -162,6 +162,8 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
     path = Path(run) / f"fold{fold}" / "best.pt"
     data = path.read_bytes()  # once, or the digest could be of the next epoch's
     saved = load_checkpoint(path, data)
+    if saved["fold"] != fold:
+        raise InputError(f"{path}: is of fold {saved['fold']}; move {path.parent} away and train fold {fold}")
     options = saved["options"]
     config = FeatureConfig.from_dict(saved["features"], str(path))
     with taking_over(path):

@@ -185,6 +185,9 @@ def test_refusals(new: Path, no_leftovers: Path, capsys: pytest.CaptureFixture) 
         ([*FLAGS, "--name", Path(RUN).name], "exists and is not an empty folder; remove it or name another"),
     ):
         assert expected in refused(flags, capsys)
+    soundfile.write(new / "left/silence.wav", np.zeros(RATE), RATE)
+    assert "new: 1 recordings are silent; remove them" in refused(FLAGS, capsys)
+    (new / "left/silence.wav").unlink()
     (new / "left/4.wav").write_text("no sound")
     assert "new: recordings that cannot be used: 1, such as left/4.wav" in refused(FLAGS, capsys)
 
@@ -215,6 +218,7 @@ def test_recordings_that_contradict(new: Path, no_leftovers: Path, capsys: pytes
     (new / "stop").rename(new / "Yes")
     assert f"new: {RUN} knows Yes already" in refused(FLAGS, capsys)
     (new / "Yes").rename(new / "stop")
+    soundfile.write(new / "stop/long.wav", synthesise(7, 77, 7, seconds=3), RATE)
     heard = sorted(Path("data/audio/up").glob("*_nohash_0.wav"))[0]
     shutil.copy(heard, new / "stop/heard.wav")
     assert add_words([*FLAGS, "--name", "x" * 201]) == 2
@@ -225,6 +229,7 @@ def test_recordings_that_contradict(new: Path, no_leftovers: Path, capsys: pytes
     assert add_words(FLAGS) == 0
     shown = capsys.readouterr()
     assert "was trained on 1 of these under other labels, such as stop/heard.wav" in shown.err
+    assert "new: of 1 longer recordings the loudest part is taken" in shown.err
     assert f"calibrate it as {RUN} was: python -m infer.calibrate --run {NEW} --folds 0,1" in shown.out
     assert f"next: python -m infer.evaluate --run {NEW} --folds 0,1 --split test" in shown.out
 

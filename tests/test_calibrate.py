@@ -29,7 +29,7 @@ from infer.report.__main__ import main as report
 from tests.conftest import only_cache
 from tests.words_run import RUN, TRAINING, rebuild
 from train.calibration import RANGE, fit_temperature
-from train.checkpoint import load_arrays, save_arrays
+from train.checkpoint import load_arrays, load_checkpoint, save_arrays, save_checkpoint
 from train.folds import calibration_clips, select_fold
 from train.held_out import teacher_probs
 from train.run import main as train
@@ -269,6 +269,12 @@ def test_student_learns_what_the_teacher_said(runs: Path, capsys: pytest.Capture
     metrics = [json.loads(line) for line in (runs / "student/fold0/metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["val_accuracy"] < 0.2
     assert metrics[-1]["train_accuracy"] < 0.2
+    last = runs / "student/fold0/last.pt"
+    saved = load_checkpoint(last)
+    save_checkpoint(last, {**saved, "epochs_logged": 0, "state": {**saved["state"], "taught": "0" * 64}})
+    capsys.readouterr()
+    assert train([*TRAIN, *flags, "--teacher-share", "1"]) == 2
+    assert "--teacher says another thing than before; choose another --name" in capsys.readouterr().err
     (runs / "copy/fold1/oof.npz").unlink()
     assert train([*TRAIN, *flags, "--name", "orphan"]) == 2
     assert "fold1" in capsys.readouterr().err

@@ -2,13 +2,14 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import start
+from conftest import SMALL, start, write_corpus
 from train_helpers import (
     TINY,
     Ranks,
@@ -21,6 +22,8 @@ from train_helpers import (
     state_of,
     torchrun,
 )
+
+from pipeline.build_cache import main as build
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,8 @@ from train_helpers import (
         (["--loss", "hinge"], "unknown loss 'hinge'; known: cross_entropy"),
         (["--n-mels", "64"], "no finished cache of 64 mels x 64 frames .*mel32x32.*build_cache --n-mels 64"),
         (["--weights", "nowhere.pt"], "--weights nowhere.pt: no such file"),
+        (["--weights", "nowhere.pt", "--pretrained"], "--pretrained and --weights are two starts; use one"),
+        (["--name", ".."], r"--name \.\.: expected a name"),
         (["--amp", "fp16"], "--amp fp16 needs a CUDA device"),
         (["--cache-dir", "nowhere"], "nowhere"),
     ],
@@ -80,6 +85,29 @@ def test_other_arguments_are_named(flags: tuple[str, ...], fold: Path, tmp_path:
     assert not differing(state_of(fold), before)
     (status,), output = run(*flags, "--checkpoint-minutes", "1", "--patience", "9", log=tmp_path / "log")
     assert (status, "is finished" in output) == (0, True)
+
+
+def test_results_that_are_gone_or_of_another_fold(flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:
+    """A fold whose training has ended is not called finished without its results, nor with another fold's."""
+    assert run(*flags, log=tmp_path / "log")[0] == [0]
+    shutil.copytree(fold, fold.with_name("fold1"))
+    (status,), output = run(*flags, "--fold", "1", log=tmp_path / "log")
+    assert (status, "fold1/last.pt: is of fold 0; move" in only_error(output)) == (2, True), output
+    for name in ("oof.npz", "best.pt"):
+        (fold / name).rename(fold / "away")
+        (status,), output = run(*flags, log=tmp_path / "log")
+        assert (status, f"{name}: is gone, but training has ended; move its folder" in only_error(output)) == (2, True)
+        (fold / "away").rename(fold / name)
+    (status,), output = run(*flags, log=tmp_path / "log")
+    assert (status, "is finished" in output) == (0, True)
+
+
+def test_a_cache_of_one_label(tmp_path: Path) -> None:
+    """It is for train.add_words; nothing is trained from it."""
+    write_corpus(tmp_path / "audio", ["yes"])
+    assert build(["--audio-dir", str(tmp_path / "audio"), "--cache-dir", str(tmp_path), *SMALL, "--one-label"]) == 0
+    (status,), output = run("--cache-dir", str(tmp_path), "--n-mels", "16", log=tmp_path / "log")
+    assert (status, "one label only (yes)" in only_error(output)) == (2, True), output
 
 
 def test_other_features_and_split(flags: tuple[str, ...], fold: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -433,3 +434,18 @@ def test_streams_of_a_step_differ() -> None:
         assert not torch.equal(torch.rand(8), torch.rand(8, generator=trainer._generator))
         order = np.random.default_rng([0, trainer.step]).integers(0, 4, 64)
         assert not np.array_equal(clips_of_step(np.arange(64), 4, 64, 0, trainer.step)[1], order)
+
+
+def test_what_a_resumed_run_changes_is_said() -> None:
+    """Other ranks, or on a CPU other threads, are other bits."""
+    from train.launch import _describe_resume
+
+    trainer: Any = types.SimpleNamespace(epoch=1, step=9, world=World(0, 0, 1, torch.device("cpu")))
+    threads = torch.get_num_threads()
+    for state, expected in (
+        ({"world_size": 1, "threads": threads}, "step 9"),
+        ({"world_size": 1}, "step 9"),
+        ({"world_size": 2, "threads": threads}, "with 1 ranks instead of 2: the bits will differ"),
+        ({"world_size": 1, "threads": 99}, f"with {threads} threads instead of 99: the bits will differ"),
+    ):
+        assert _describe_resume("0", trainer, state).endswith(expected)

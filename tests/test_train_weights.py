@@ -63,6 +63,21 @@ def test_weights_of_another_model(name: str, imagenet_style: torch.nn.Module, tm
         create_model(name, 8, SIZE, weights=str(tmp_path / "other.pth"))
 
 
+def test_weights_beyond_the_model_or_not_finite(tmp_path: Path) -> None:
+    """A larger model's file, one without BatchNorm's statistics, and one with NaN are refused."""
+    larger = create_model("resnet34", 4, SIZE).state_dict()
+    smaller = create_model("resnet18", 4, SIZE).state_dict()
+    bare = {key: value for key, value in smaller.items() if "running" not in key}
+    for state, expected in (
+        (larger, r"not weights of resnet18, which has no layer1\.2\.bn1\.bias \(\d+ such tensors\)"),
+        (bare, r"not weights of resnet18: 40 of \d+ tensors are missing, such as bn1\.running_mean"),
+        ({**smaller, "conv1.weight": smaller["conv1.weight"] * torch.nan}, r"conv1\.weight holds numbers that are not"),
+    ):
+        torch.save(state, tmp_path / "odd.pth")
+        with pytest.raises(InputError, match=expected):
+            create_model("resnet18", 4, SIZE, weights=str(tmp_path / "odd.pth"))
+
+
 def test_pretrained_weights_are_downloaded(imagenet_style: torch.nn.Module, tmp_path: Path) -> None:
     """``--pretrained`` fetches timm's own weights from the hub, here a local server, and adapts them as a file's."""
     save_file(imagenet_style.state_dict(), tmp_path / "model.safetensors")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from cache.cli import InputError
 from cache.find import find_cache
@@ -81,16 +82,27 @@ def test_a_checkpoint_that_does_not_say_is_named(project: Path, capsys: pytest.C
     assert f"data/audio: not checked against what {RUN}/fold0/best.pt was trained on" in capsys.readouterr().err
 
 
-def test_what_weights_have_heard_before_counts(project: Path) -> None:
+def test_what_weights_have_heard_before_counts(project: Path, capsys: pytest.CaptureFixture) -> None:
     """A run knows the clips that it was resumed and begun with; a copy that a test clip shares does not count."""
     cache = Cache(find_cache("data/cache", 32, 32))
     training = [select_fold(cache, fold).training for fold in "01"]
     first, second = (set(contents_trained_on(cache, clips, 0, []).tolist()) for clips in training)
     assert (len(first), len(second), len(first & second)) == (48, 48, 0)
-    assert train([*TRAIN, "--name", "tuned", "--weights", f"{RUN}/fold1/best.pt"]) == 0
+    capsys.readouterr()
+    assert train([*TRAIN, "--name", "tuned", "--weights", f"{RUN}/fold1/best.pt"]) == 2
+    assert "was trained on 48 of the 48 clips that this fold holds out" in capsys.readouterr().err
+    saved = load_checkpoint(project / RUN / "fold0/best.pt")
+    save_checkpoint(project / "begun.pt", {**saved, "heard": torch.tensor([7, *first])})
+    assert train([*TRAIN, "--name", "tuned", "--weights", "begun.pt"]) == 0
     for name in ("best.pt", "last.pt"):
         heard = load_checkpoint(project / "runs/tuned/fold0" / name)["heard"].tolist()
-        assert set(heard) == set(load_checkpoint(project / RUN / "fold1/best.pt")["heard"].tolist()) | first
+        assert set(heard) == {7} | first
+    torch.save(saved["model"], "foreign.pt")
+    capsys.readouterr()
+    assert train([*TRAIN, "--name", "foreign", "--weights", "foreign.pt"]) == 0
+    assert "foreign.pt: does not say what it was trained on" in capsys.readouterr().err
+    heard.remove(7)
+    heard += second - {*heard}
     assert set(contents_trained_on(cache, training[1], 0, [{"heard": heard}]).tolist()) == first | second
     assert contents_trained_on(cache, training[1], 0, [{}]) is None
     tested = next((project / "data/audio").glob("yes/a0000008*"))

@@ -13,7 +13,7 @@ from cache.cli import InputError, first_line
 from cache.files import atomic_path
 
 VERSION = 1
-AGAIN = "train this fold again"
+AGAIN = "move its folder away and train this fold again"
 
 # The least that training writes in each entry: a value must be of the same kind, as large, and with the same entries.
 # A tuple holds alternatives, of which `...` is an entry that checkpoints of earlier versions lack.

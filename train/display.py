@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cache.cli import printable
-from cache.index import TRAIN
+from train.folds import calibration_clips
 
 
 class Display:
@@ -32,7 +32,7 @@ class Display:
         """Say what is about to be trained, where."""
         parameters = sum(p.numel() for p in trainer.model.parameters()) / 1e6
         fold, labels = trainer.fold, len(record.cache.classes)
-        held = int((record.cache.clips["split"] == TRAIN).sum()) - len(fold.training) - len(fold.validation)
+        held = int(calibration_clips(record.cache, record.options.hold_back).sum()) * (record.fold_name != "none")
         kept = f", {held:,} held back for infer.calibrate" if held else ""
         precision = str(trainer.dtype or torch.float32).removeprefix("torch.")
         place = "on the device" if trainer.batches.resident else "from the mapped cache"

@@ -5,6 +5,7 @@ continues from any step as if it had never stopped.
 """
 
 import dataclasses
+import hashlib
 import inspect
 import math
 from collections.abc import Callable
@@ -70,12 +71,14 @@ class Trainer:
         device = world.device
         targets, classes = cache.clips["target"].astype(np.int64), len(cache.classes)
         self._targets = torch.from_numpy(targets).to(device)
-        self._weights = self._taught = None
+        self._weights = self._taught = self.taught = None
         if options.balance:
             clips = np.bincount(targets[fold.training], minlength=classes)
             self._weights = torch.from_numpy(class_weights(clips, options.balance)).to(device)
         if options.teacher:
-            self._taught = torch.from_numpy(teacher_probs(options.teacher, cache)).to(device)
+            probs = teacher_probs(options.teacher, cache)
+            self.taught = hashlib.sha256(probs.data).hexdigest()
+            self._taught = torch.from_numpy(probs).to(device)
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)
         if options.pretrained:
@@ -255,6 +258,8 @@ class Trainer:
         return {
             "step": self.step,
             "world_size": self.world.world_size,
+            "threads": torch.get_num_threads(),
+            "taught": self.taught,
             "memory_format": self.placement["memory_format"],
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,

@@ -10,8 +10,12 @@ from train.calibration import fit_temperature
 from train.checkpoint import AGAIN, load_arrays
 
 
-def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+def read_held_out(path: Path, cache: Cache, epoch: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read what a fold that was trained from a cache said of its held-out clips.
+
+    Parameters
+    ----------
+    epoch : of the weights beside it; files of earlier versions do not say theirs
 
     Returns
     -------
@@ -20,14 +24,19 @@ def read_held_out(path: Path, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
 
     Raises
     ------
-    InputError : missing, damaged, of another split, with clips that the clip table has not, or logits that are not
-        finite
+    InputError : missing, damaged, of another split or epoch, with clips that the clip table has not, or logits that
+        are not finite
     """
     arrays = load_arrays(path)
     if missing := {"clip_id", "logits", "target", "split_digest", "classes"} - arrays.keys():
         raise InputError(f"{path}: its array {min(missing)} is missing; {AGAIN}")
     if (str(arrays["split_digest"]), arrays["classes"].tolist()) != (cache.index["split"]["digest"], cache.classes):
         raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
+    if epoch is not None and (own := arrays.get("epoch", np.array(epoch)).tolist()) != epoch:
+        raise InputError(
+            f"{path}: of epoch {own}, but the weights beside it are of epoch {epoch}: training was interrupted between "
+            "them; continue it with the same command"
+        )
     names, logits, target = (arrays[key] for key in ("clip_id", "logits", "target"))
     known = names.shape == target.shape == logits.shape[:1] != (0,) and logits.shape[1:] == (len(cache.classes),)
     if not known or (logits.dtype, target.dtype) != (np.float32, np.int64):

@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import shlex
+from typing import Any
+
+import torch
 
 from cache.cli import InputError
 from cache.index import Cache
@@ -14,7 +17,7 @@ from train.options import TrainOptions
 from train.record import Record, opened_for_writing
 from train.session import Session
 from train.stopping import StopSignal
-from train.trained_on import contents_trained_on, own_checkpoint
+from train.trained_on import check_unheard, contents_trained_on, own_checkpoint
 from train.world import World
 
 
@@ -51,6 +54,8 @@ def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: st
     InputError : another run is at work in the folder, the checkpoint belongs to other arguments, or the gradient stays
         non-finite; the last good checkpoint stays
     """
+    if len(cache.classes) < 2:
+        raise InputError(f"{cache.folder}: one label only ({cache.classes[0]}); a classifier needs two or more")
     fold = select_fold(cache, fold_name, options.hold_back)
     record, display = Record(options, cache, fold_name), Display(world.is_main)
     with opened_for_writing(record.folder) if world.is_main else contextlib.nullcontext():
@@ -63,6 +68,7 @@ def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: st
                 "--runs-dir must be on a file system that all hosts share"
             )
         if saved and record.finished(saved["epochs_logged"]):
+            record.check_results()
             display.line(f"fold {fold_name} is finished: {record.describe_best()} ({record.folder})")
             return 0
         if saved:  # its weights replace those that the run began with
@@ -70,11 +76,15 @@ def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: st
             if world.device.type == "cpu" and saved["state"].get("amp") == "None":
                 kept["amp"] = "off"  # a run that has begun in float32 goes on in it
             options = dataclasses.replace(options, **kept)
+        if weights := options.weights:
+            world.decide(lambda: check_unheard(weights, cache, fold))
         trainer = Trainer(options, world, cache, fold)
         if saved:
+            if saved["state"].get("taught", trainer.taught) != trainer.taught:
+                raise InputError(f"{record.folder}: --teacher says another thing than before; choose another --name")
             with taking_over(record.folder / "last.pt"):
                 trainer.restore(saved["state"])
-            display.line(_describe_resume(fold_name, trainer, saved["state"]["world_size"]))
+            display.line(_describe_resume(fold_name, trainer, saved["state"]))
         if world.is_main:
             earlier = [saved] if saved else own_checkpoint(options.weights)
             record.trained_on = contents_trained_on(cache, fold.training, options.hold_back, earlier)
@@ -84,8 +94,11 @@ def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: st
         return Session(trainer, record, display).run(stop)
 
 
-def _describe_resume(fold_name: str, trainer: Trainer, ranks: int) -> str:
+def _describe_resume(fold_name: str, trainer: Trainer, state: dict[str, Any]) -> str:
     line = f"fold {fold_name}: resuming at epoch {trainer.epoch + 1}, step {trainer.step}"
+    ranks, threads = state["world_size"], state.get("threads", torch.get_num_threads())
     if ranks != trainer.world.world_size:
         line += f" with {trainer.world.world_size} ranks instead of {ranks}: the bits will differ"
+    elif threads != torch.get_num_threads() and trainer.world.device.type == "cpu":
+        line += f" with {torch.get_num_threads()} threads instead of {threads}: the bits will differ"
     return line

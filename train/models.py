@@ -114,7 +114,8 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
         raise InputError(f"--weights {path}: not a readable weights file ({first_line(error)})") from error
     model: Any = timm.create_model(name, **settings)
     replaced = classifiers(model)
-    needed = [key for key, _ in model.named_parameters() if not key.startswith(replaced)]
+    tensors = [key for key in model.state_dict() if not key.startswith(replaced)]
+    needed = [key for key in tensors if not key.endswith("num_batches_tracked")]
     missing = [key for key in needed if key not in state]
     if missing:
         raise InputError(
@@ -122,6 +123,12 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
             f"such as {missing[0]}; expected timm's names"
         )
     kept = {key: value for key, value in state.items() if not key.startswith(replaced)}
+    if beyond := sorted(kept.keys() - set(tensors)):
+        raise InputError(
+            f"--weights {path}: not weights of {name}, which has no {beyond[0]} ({len(beyond)} such tensors)"
+        )
+    if odd := [key for key, value in kept.items() if not value.isfinite().all()]:
+        raise InputError(f"--weights {path}: {odd[0]} holds numbers that are not finite")
     overlay: dict[str, Any] = {"state_dict": kept, "num_classes": -1}  # -1: the classifier stays this model's own
     first = state.get(f"{model.pretrained_cfg.get('first_conv')}.weight")
     if first is not None and first.ndim == 4:

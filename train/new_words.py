@@ -68,6 +68,7 @@ def add_words(options: AddWordsOptions, world: World) -> int:
     say(f"{target}: folds: {len(trained)}, labels: {len(old.classes) + len(counts)}, new: {', '.join(counts)}")
     folds = ",".join(path.parent.name.removeprefix("fold") for path in trained)
     named = f"--run {shlex.quote(str(target))} --folds {folds}"
+    named += f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
     if any(run.glob("ensemble-*.json")):
         say(f"calibrate it as {options.run} was: python -m infer.calibrate {named} --input FOLDER")
     say(f"next: python -m infer.evaluate {named} --split test")
@@ -139,22 +140,28 @@ def check_words(new: Cache, known: list[str], options: AddWordsOptions) -> dict[
     ------
     InputError : of some there are too few, or the run knows them
     """
-    own = new.clips["split"] == TRAIN
+    own, counts = new.clips["split"] == TRAIN, new.index["counts"]
+    if counts["silent"]:
+        raise InputError(f"{options.audio}: {counts['silent']} recordings are silent; remove them")
+    if counts["cropped"]:
+        say(f"{options.audio}: of {counts['cropped']} longer recordings the loudest part is taken", error=True)
+    if not own.all():
+        say(f"{options.audio}: {(~own).sum()} recordings are left out, for they are listed for testing", error=True)
     contents, targets = np.asarray(clip_contents(new))[own], new.clips["target"][own]
     different = np.unique(np.stack([contents, targets]), axis=1)
-    counts = dict(zip(new.classes, np.bincount(different[1], minlength=len(new.classes)).tolist(), strict=True))
+    words = dict(zip(new.classes, np.bincount(different[1], minlength=len(new.classes)).tolist(), strict=True))
     several = np.unique(different[0], return_counts=True)[1] > 1
     if several.any():
         raise InputError(f"{options.audio}: {several.sum()} recordings lie under two words; leave each under one")
     spoken = {_alike(word) for word in known}
-    if twice := [word for word in counts if _alike(word) in spoken]:
+    if twice := [word for word in words if _alike(word) in spoken]:
         raise InputError(
             f"{options.audio}: {options.run} knows {', '.join(twice)} already; leave out what is not new, or train "
             "again on a corpus with these recordings"
         )
-    if few := [f"{word} ({count})" for word, count in counts.items() if count < _FEWEST]:
+    if few := [f"{word} ({count})" for word, count in words.items() if count < _FEWEST]:
         raise InputError(f"{options.audio}: fewer than {_FEWEST} different recordings of {', '.join(few)}; add some")
-    return counts
+    return words
 
 
 def _alike(word: str) -> str:

@@ -59,6 +59,7 @@ class TrainOptions(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_name(self.name)
         if self.fold not in ("all", "none") and not self.fold.isdecimal():
             raise InputError(f"--fold {self.fold}; expected a number, all or none")
         if self.fold.isdecimal():
@@ -96,6 +97,8 @@ def options_from(flags: dict[str, Any]) -> TrainOptions:
     name = flags.get("recipe")
     if name is not None and name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+    if flags.get("pretrained") and flags.get("weights"):
+        raise InputError("--pretrained and --weights are two starts; use one")
     return TrainOptions(**{**({} if name is None else RECIPES[name]), **flags})
 
 
@@ -111,5 +114,10 @@ class AddWordsOptions(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name and ("/" in self.name or self.name.startswith(".")):
-            raise InputError(f"--name {self.name}: expected a name, for the new run lies beside the other")
+        _check_name(self.name)
+
+
+def _check_name(name: str | None) -> None:
+    """InputError where a run's name is a path, or hidden."""
+    if name and ("/" in name or name.startswith(".")):
+        raise InputError(f"--name {name}: expected a name, which the run's folder gets")

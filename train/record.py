@@ -17,7 +17,7 @@ from cache.cli import InputError
 from cache.files import file_lock, remove_leftovers, write_atomic
 from cache.index import Cache
 from train.calibration import FEW_ERRORS, fit_temperature
-from train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
+from train.checkpoint import AGAIN, load_checkpoint, save_arrays, save_checkpoint
 from train.engine import Trainer
 from train.options import TrainOptions
 from train.precision import device_name
@@ -85,6 +85,8 @@ class Record:
                     f"{path}: was trained on another {what} ({saved[key][:12]}, the cache's is {expected[key][:12]}); "
                     "choose another --name, or the cache with --cache"
                 )
+        if saved["fold"] != self.fold_name:
+            raise InputError(f"{path}: is of fold {saved['fold']}; move {self.folder} away")
         trained = {**dataclasses.asdict(TrainOptions()), **saved["options"]}  # later flags have their defaults
         differ = [
             f"--{key.replace('_', '-')} {trained.get(key)} (now {value})"
@@ -100,6 +102,12 @@ class Record:
         """Whether a fold with so many epochs behind it is done: it has all, or patience has run out."""
         patience = self.options.patience
         return epochs >= self.options.epochs or 0 < patience <= epochs - self.best["epoch"]
+
+    def check_results(self) -> None:
+        """InputError where training has ended, but one of its results is gone."""
+        for path in (self.folder / "best.pt", self.folder / "oof.npz"):
+            if not path.exists():
+                raise InputError(f"{path}: is gone, but training has ended; {AGAIN}")
 
     def describe_best(self) -> str:
         """The best epoch in words."""
@@ -159,6 +167,7 @@ class Record:
             target=judged["target"],
             split_digest=np.array(identity["split_digest"]),
             classes=np.array(identity["classes"]),
+            epoch=np.array(entry["epoch"]),
         )
         temperature = fit_temperature(judged["logits"], judged["target"])
         content = {**identity, "heard": self.trained_on, "best": self.best, "temperature": temperature}

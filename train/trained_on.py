@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.cli import InputError
+from cache.cli import InputError, say
 from cache.index import TEST, Cache
 from cache.shard import read_sidecars
 from train.checkpoint import load_checkpoint
-from train.folds import calibration_clips
+from train.folds import Fold, calibration_clips
 
 
 def contents_trained_on(
@@ -53,6 +53,30 @@ def own_checkpoint(path: str | None) -> list[dict[str, Any]]:
         return [load_checkpoint(Path(path))] if path else []
     except InputError:  # somebody else's weights
         return []
+
+
+def check_unheard(weights: str, cache: Cache, fold: Fold) -> None:
+    """Refuse weights of ours that were trained on what a fold holds out; says where a file does not tell.
+
+    Raises
+    ------
+    InputError : the fold's figures would be too high
+    """
+    contents, checkpoints = clip_contents(cache), own_checkpoint(weights)
+    if contents is None or not checkpoints or checkpoints[0].get("heard") is None:
+        say(
+            f"--weights {weights}: does not say what it was trained on; if on these recordings, figures are too high",
+            error=True,
+        )
+        return
+    held_out = contents[fold.validation]
+    known = np.isin(held_out, checkpoints[0]["heard"]) & ~np.isin(held_out, contents[fold.training])
+    if known.any():
+        name = cache.clips["clip_id"][fold.validation[known.argmax()]].decode()
+        raise InputError(
+            f"--weights {weights}: was trained on {known.sum():,} of the {len(known):,} clips that this fold holds "
+            f"out, such as {name}; begin with weights of the same fold, or train with --fold none"
+        )
 
 
 def clip_contents(cache: Cache) -> np.ndarray | None:
