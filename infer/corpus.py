@@ -13,6 +13,7 @@ from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
 from pipeline.decode import content_digests
+from pipeline.wake_words import SILENCE, UNKNOWN
 from train.folds import calibration_clips
 from train.trained_on import as_contents, clip_contents
 
@@ -28,6 +29,8 @@ def labelled_recordings(members: list[Member], options: LabelledOptions | Calibr
     """
     if options.source:
         source, recordings = options.source, list_recordings(options.source, options)
+        if recordings.labels is None:  # in a folder of <label>/ folders the corpus's own rule holds
+            recordings = recordings.select(at for at, name in enumerate(recordings.names) if not is_background(name))
     elif isinstance(options, CalibrateOptions):
         source, recordings = "what training held back", cached_calibration_clips(members, options)
     else:
@@ -60,6 +63,11 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
                 f"{recordings.names[int(known.argmax())]}; judge it by others, or out of fold (infer.evaluate)"
             )
     return contents
+
+
+def is_background(name: str) -> bool:
+    """Whether a recording is no label's, or only a piece of it is: it lies in a folder such as _background_noise_."""
+    return name.startswith("_") and name.partition("/")[0].strip("_") not in (UNKNOWN, SILENCE)
 
 
 def contents_of(paths: list[str]) -> np.ndarray:
@@ -95,8 +103,13 @@ def check_no_words_added(member: Member, cache: Cache) -> None:
 def cached_test_split(members: list[Member], options: EnsembleOptions) -> Recordings:
     """The clips of the first member's split "test", as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
-    nothing = "the corpus names no test clips (testing_list.txt); use --input FOLDER"
-    return _recordings(cache, cache.clips["split"] == TEST, options, nothing)
+    nothing, tested = (
+        "the corpus names no test clips (testing_list.txt); use --input FOLDER",
+        cache.clips["split"] == TEST,
+    )
+    if copies := int(_copies(cache, tested, cache.clips["split"] == TRAIN).sum()):
+        say(f"{copies:,} of the clips for testing are copies of clips that are trained on", error=True)
+    return _recordings(cache, tested, options, nothing)
 
 
 def cached_calibration_clips(members: list[Member], options: EnsembleOptions) -> Recordings:
@@ -104,16 +117,26 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
     cache = find_member_cache(members[0], options.cache_dir)
     check_no_words_added(members[0], cache)
     share = min(member.hold_back for member in members)
-    held_back, contents = calibration_clips(cache, share), clip_contents(cache)
-    if contents is not None:  # copies of what was trained on tell nothing; parts of a recording are no copies
-        whole = np.char.find(cache.clips["clip_id"], b"#t=") < 0
-        trained = (cache.clips["split"] == TRAIN) & ~held_back
-        held_back &= ~(whole & np.isin(contents, contents[trained & whole]))
+    held_back = calibration_clips(cache, share)
+    held_back &= ~_copies(cache, held_back, (cache.clips["split"] == TRAIN) & ~held_back)  # they tell nothing
     official = cache.index["split"]["split"] == "official"
     why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"
     nothing = f"training held no clips back ({why}); use --input FOLDER of labelled recordings that no member was "
     nothing += "trained on" if official else "trained on, or train with a larger --hold-back"
     return _recordings(cache, held_back, options, nothing)
+
+
+def _copies(cache: Cache, clips: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Which of some clips are of recordings that others are of, too, but for background [shape=(n_clips,), dtype=bool].
+
+    Parameters
+    ----------
+    clips, trained : masks of the clip table
+    """
+    contents = clip_contents(cache)
+    if contents is None:
+        return np.zeros(len(clips), bool)
+    return clips & np.isin(contents, contents[trained]) & ~np.char.startswith(cache.clips["clip_id"], b"_")
 
 
 def _names(cache: Cache, chosen: np.ndarray) -> list[str]:

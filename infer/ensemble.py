@@ -85,7 +85,8 @@ class Ensemble:
         self.temperature, self.calibrated = 1.0, ensemble == "hard" or alone
         self.thresholds: dict[str, float] = {}
         if ensemble == "soft" and self.path.exists():
-            self.temperature, self.thresholds, self.calibrated = _read_calibration(self.path)
+            self.temperature, self.thresholds, fitted = _read_calibration(self.path)
+            self.calibrated = fitted or alone
 
     def describe_doubt(self) -> str:
         """What infer.calibrate has not done for these members and views, and how to have it done; "" for nothing."""
@@ -97,6 +98,8 @@ class Ensemble:
         if stale and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):
             remedy += " --negatives FOLDER --false-alarms-per-hour N"
             return f"{self.path.parent}: its thresholds are of other folds, views or an earlier training; {remedy}"
+        if self.vote is hard_vote and _has_thresholds(self.path):
+            return f"{self.path.parent}: its thresholds are of --ensemble soft, and not used for votes"
         return "" if self.calibrated else f"confidence: too modest until you {remedy}"
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:

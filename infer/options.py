@@ -109,8 +109,9 @@ class PredictOptions(WindowOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hop_seconds is not None and not self.windows:
-            raise InputError("--hop-seconds needs --windows FILE")
+        for name in ("hop_seconds", "window_confidence"):
+            if getattr(self, name) is not None and not self.windows:
+                raise InputError(f"--{name.replace('_', '-')} needs --windows FILE")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +138,8 @@ class ListenOptions(WindowOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.onnx and self.run:
-            raise InputError("--onnx FILE and --run FOLDER are two answers to one question; use one")
+        if self.onnx and (self.run, self.folds, self.tta) != ((), ListenOptions.folds, ListenOptions.tta):
+            raise InputError("--onnx FILE has its own members and views; leave out --run, --folds and --tta")
         if self.microphone and self.source:
             raise InputError("--microphone is not listened to where - reads standard input; leave one out")
 

@@ -55,7 +55,7 @@ class Recordings:
         if unknown:
             raise InputError(
                 f"not the label of any class: {', '.join(name or '(no folder)' for name in unknown[:8])}; "
-                f"expected <label>/ folders{' or a column' if self.labels else ''} named {', '.join(classes)}"
+                f"expected {'the labels' if self.labels else '<label>/ folders named'} {', '.join(classes)}"
             )
         return np.array(targets, np.int64)
 
@@ -74,7 +74,7 @@ def list_recordings(source: str, options: EnsembleOptions | None = None) -> Reco
     """
     path, table = Path(source), getattr(options, "manifest", None) is not None
     audio_dir, columns = (options.audio_dir, options.columns) if options else (None, None)
-    if path.is_file() and (table or path.suffix.lower() in (".csv", ".tsv")):
+    if path.is_file() and (table or columns or path.suffix.lower() in (".csv", ".tsv")):
         recordings = _in_table(path, Path(audio_dir or path.parent), columns)
     elif path.is_dir() and not table:
         prefix = len(os.path.join(path, ""))
@@ -110,6 +110,10 @@ def _in_table(path: Path, folder: Path, columns: str | None) -> Recordings:
     if -2 in found:
         row = rows[found.index(-2)]
         raise table.fault(row.line, "file", files.explain(row.file))
+    if rows and max(found) < 0:
+        raise InputError(
+            f"{path}: none of its {len(rows):,} files lies in {folder}; name their folder with --audio-dir"
+        )
     paths = [
         f"{folder / (files.listing['clip_id'][at].decode() if at >= 0 else row.file)}{row.part or ''}"
         for row, at in zip(rows, found, strict=True)

@@ -85,6 +85,9 @@ def test_false_alarms_are_what_predict_finds(project: Path, negatives: Path, unh
             right = [r for r in said if r["label"] == row["label"] and float(r["confidence"]) >= threshold]
             assert not said or misses == pytest.approx(1 - len(right) / len(said), abs=1 / len(said) + 1e-6)
     assert measured["all"]["clips"] == 60
+    (silent,) = [row for row in measured["labels"] if row["label"] == "noise"]
+    assert silent["clips"] == 0
+    assert {silent["at"]["misses"], *silent["misses"]} == {None}, "nothing of it could be missed"
     assert measured["all"]["at"]["threshold"] is None
     (negatives.parent / "twice.txt").write_text("\n".join(2 * sorted(map(str, negatives.iterdir()))))
     assert evaluate([*MEMBERS, *flags[:2], "--negatives", str(negatives.parent / "twice.txt"), *flags[4:]]) == 0
@@ -145,6 +148,9 @@ def test_thresholds_are_kept_and_used_by_all(
     assert report([*MEMBERS, "--input", str(unheard), "--negatives", str(negatives)]) == 0
     assert '"false_alarms_per_hour"' in Path("report.html").read_text()
     capsys.readouterr()
+    hard = ["--ensemble", "hard", "--output", "h.csv"]
+    assert predict([*MEMBERS, "--input", str(unheard), *hard]) == 0
+    assert "its thresholds are of --ensemble soft, and not used for votes" in "".join(capsys.readouterr())
     assert calibrate([*MEMBERS, "--input", str(unheard)]) == 0
     assert "are dropped; add --negatives" in capsys.readouterr().err
     assert "thresholds" not in read_sealed(kept)
@@ -163,6 +169,13 @@ def test_thresholds_need_no_errors(project: Path, negatives: Path, unheard: Path
     (kept,) = Path(RUN).glob("ensemble-*.json")
     content = read_sealed(kept)
     assert (content["temperature"], content["fitted"]) == (1, False)
+    assert calibrate([*MEMBERS, "--input", str(unheard)]) == 0
+    before = read_sealed(kept)
+    assert calibrate([*flags, "--negatives", str(negatives), "--false-alarms-per-hour", "120"]) == 0
+    content = read_sealed(kept)
+    assert content["thresholds"]
+    for key in ("temperature", "fitted", "clips", "before", "after"):
+        assert content[key] == before[key], "what an earlier temperature was fitted on stays"
     assert content["thresholds"].keys() == {*WORDS, "noise"}
 
 

@@ -275,6 +275,42 @@ def test_evaluate_out_of_fold_judges_every_clip_once(trained: Path) -> None:
     both = json.loads((trained / "oof.json").read_text())
     assert (both["clips"], len(both["members"])) == (42, 4)
     assert sum(row["clips"] for row in both["recall"]) == 42
+    together = sum(row["clips"] * row["recall"] for row in both["recall"]) / 42
+    assert both["soft"]["accuracy"] == pytest.approx(together), "what two runs say together"
+
+
+def test_votes_are_evaluated_as_predict_gives_them(trained: Path, tmp_path: Path) -> None:
+    """With --ensemble hard, figures and recalls are those of predict's labels, and cannot go onto a card of means."""
+    flags = ("--run", "runs/run0", "--run", "runs/run1", "--tta", 2, "--ensemble", "hard")
+    assert command("infer.predict", trained, *flags, "--output", tmp_path / "p.csv")[0] == 0
+    status, output = command("infer.evaluate", trained, *flags, "--split", "test", "--json", tmp_path / "f.json")
+    assert status == 0, output
+    figures, judged = json.loads((tmp_path / "f.json").read_text()), rows_of(tmp_path / "p.csv")
+    right = sum(row["file"].startswith(row["label"] + "/") for row in judged)
+    assert figures["hard_tta"]["accuracy"] == pytest.approx(right / len(judged))
+    assert sum(row["clips"] * row["recall"] for row in figures["recall"]) == pytest.approx(right)
+    assert figures["soft_tta"] is None
+    assert "expected calibration error of hard + 2 TTA: " in output
+    again = ("--run", "runs/run0", "--run", "runs/run1", "--tta", 2, "--figures", tmp_path / "f.json")
+    status, output = command("infer.export", trained, *again, "--format", "safetensors", "--check-clips", 2)
+    assert (status, "figures of --ensemble hard, but the file gives means" in output) == (2, True), output
+
+
+def test_parts_of_recordings_are_averaged_by_file() -> None:
+    """Files of numbers are told apart, pieces of background stand alone, and a file of two labels has no mean."""
+    from infer.labelled import JudgedClips
+    from infer.measure.figures import _per_recording
+
+    def accuracy(names: list[str], targets: list[int], judged: list[int]) -> dict | None:
+        verdict = np.eye(20)[judged]
+        clips = JudgedClips(names, [f"a/{name}" for name in names], np.array(targets), np.zeros((1, 1, len(names), 20)))
+        return _per_recording(clips, verdict)
+
+    assert accuracy(["2", "21"], [11, 1], [11, 1]) is None
+    assert accuracy(["_background_noise_/x.wav#t=0,1", "_background_noise_/x.wav#t=1,2"], [3, 3], [3, 3]) is None
+    assert accuracy(["x.wav#t=0,1", "x.wav#t=1,2"], [3, 4], [3, 4]) is None
+    found = accuracy(["x.wav#t=0,1", "x.wav#t=1,2", "x.wav#t=2,3", "y.wav"], [3, 3, 3, 4], [3, 3, 5, 5])
+    assert (found["recordings"], found["accuracy"]) == (2, 0.5)
 
 
 def test_evaluate_test_split_and_folder_agree(trained: Path, tmp_path: Path) -> None:
@@ -290,7 +326,9 @@ def test_evaluate_test_split_and_folder_agree(trained: Path, tmp_path: Path) -> 
     for key in ("single", "hard", "soft", "soft_tta"):
         assert first[key] == second[key]
         assert 0 <= first[key]["low"] <= first[key]["accuracy"] <= first[key]["high"] <= 1
-    next((tmp_path / "in").iterdir()).joinpath("empty.wav").touch()
+    (tmp_path / "in/_background_noise_").mkdir()
+    shutil.copy(next((trained / "data/audio").glob("*/*.wav")), tmp_path / "in/_background_noise_/a.wav")
+    next((tmp_path / "in").glob("[!_]*")).joinpath("empty.wav").touch()
     flags = ("--run", "runs/run0", "--input", tmp_path / "in", "--json", two)
     assert command("infer.evaluate", trained, *flags)[0] == 1
     again = json.loads(two.read_text())
@@ -316,6 +354,7 @@ def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -
         ((), "runs: several runs; choose with --run runs/run0 or --run runs/run1"),
         (("--run", "runs/run0", "--min-confidence", "60"), "--min-confidence 60; expected 0 to 1"),
         (("--run", "runs/run0", "--hop-seconds", "0.1"), "--hop-seconds needs --windows"),
+        (("--run", "runs/run0", "--window-confidence", "0.9"), "--window-confidence needs --windows"),
         (("--run", "runs/run0", "--folds", "0,7"), "not trained: fold 7"),
         (("--run", "runs/run0", "--tta", "9"), "there are 4 views"),
         (("--run", "runs/run0", "--input", "nowhere"), "no such folder or file"),

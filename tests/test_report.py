@@ -216,6 +216,8 @@ def test_reliability_and_coverage_equal_their_definitions() -> None:
         (["--worst", "-1"], "--worst -1; expected 0 or more"),
         (["--split", "test", "--cache-dir", "nowhere"], "is not there; use --input"),
         (["--cache-dir", "nowhere"], "is not there; use --input"),
+        (["--negatives", "nowhere"], "nowhere: no such folder or file"),
+        (["--tta", "7"], "there are 4 views"),
     ],
 )
 def test_wrong_flags_are_one_clear_line(

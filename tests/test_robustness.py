@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from cache.config import FeatureConfig
 from infer.evaluate.__main__ import main as evaluate
-from infer.measure.robustness import babble_of, conditions
+from infer.measure.robustness import babbles_of, conditions
 from infer.recordings import list_recordings
 from infer.report.__main__ import main as report
 from pipeline.augment import AUGMENTS, render_view
@@ -31,7 +32,7 @@ def tone(hertz: float, level: float = 0.5) -> np.ndarray:
 @pytest.fixture
 def changed(corpus: Path) -> dict:
     """The conditions, with babble of the synthetic corpus."""
-    return conditions(babble_of(list_recordings(str(corpus)), CONFIG), RATE)
+    return conditions(babbles_of(list_recordings(str(corpus)), CONFIG), RATE)
 
 
 def test_conditions_do_what_they_say(changed: dict) -> None:
@@ -58,6 +59,24 @@ def test_conditions_do_what_they_say(changed: dict) -> None:
             for samples in (clip, np.zeros(RATE, np.float32)):
                 assert view(samples).shape == (RATE,)
                 assert view(samples).dtype == np.float32
+
+
+def test_no_clip_is_its_own_noise(tmp_path: Path) -> None:
+    """The babble around a clip is of others, also where a recording is there twice; of too few there is none."""
+    (tmp_path / "a").mkdir()
+    hisses = [0.1 * np.random.default_rng(n).standard_normal(RATE).astype(np.float32) for n in range(16)]
+    for n, samples in enumerate([*hisses, hisses[0]]):
+        soundfile.write(tmp_path / f"a/{n}.wav", samples, RATE, subtype="FLOAT")
+    in_babble = conditions(babbles_of(list_recordings(str(tmp_path)), CONFIG), RATE)["babble, SNR in dB"][0]
+    for samples in hisses:
+        noise = in_babble(samples) - samples
+        overlap = np.fft.irfft(np.fft.rfft(noise, 2 * RATE) * np.conj(np.fft.rfft(samples, 2 * RATE)))
+        assert np.abs(overlap).max() < 0.1 * np.linalg.norm(noise) * np.linalg.norm(samples)
+    (tmp_path / "a/15.wav").unlink()
+    few = conditions(babbles_of(list_recordings(str(tmp_path)), CONFIG), 8000)
+    assert few["babble, SNR in dB"] == few["upper band edge, Hz"] == {}
+    for view in conditions([], 1000)["shift, ms"].values():
+        assert len(view(np.ones(150, np.float32))) == 150, "a shift by more than a clip"
 
 
 def test_evaluate_and_report_show_them(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

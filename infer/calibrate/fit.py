@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
-from cache.files import write_sealed
+from cache.files import read_sealed, write_sealed
 from infer.corpus import labelled_recordings
 from infer.detections import thresholds_of
 from infer.ensemble import Ensemble, soft_vote
@@ -60,6 +60,9 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
         "before": before,
         "after": after,
     }
+    kept = {"fitted": True, **read_sealed(ensemble.path)} if fitted is None and ensemble.path.exists() else {}
+    if kept.get("fitted"):  # an earlier temperature stays, and so does what it was fitted on
+        content |= {key: kept[key] for key in ("fitted", "clips", "unreadable", "before", "after") if key in kept}
     if options.negatives:
         content |= _thresholds(members, ensemble, judged, options, world)
     if world.is_main:

@@ -42,7 +42,8 @@ def _print_false_alarms(measured: dict[str, Any]) -> None:
     labels = sorted(measured["labels"], key=lambda row: -row["at"]["false_alarms_per_hour"])[:10]
     cells = [(row["label"] or "all labels", *row["at"].values()) for row in (*labels, everything)]
     rows = [
-        (label, "" if at is None else f"{at:g}", f"{rate:.2f}", f"{misses:.2%}") for label, at, rate, misses in cells
+        (label, "" if at is None else f"{at:g}", f"{rate:.2f}", "no clips" if misses is None else f"{misses:.2%}")
+        for label, at, rate, misses in cells
     ]
     print_table(f"{title}, at each label's threshold", rows, ("label", "threshold", "per hour", "misses"))
 
@@ -56,14 +57,16 @@ def _print_robustness(measured: dict[str, Any]) -> None:
 
 
 def _print_accuracies(figures: dict[str, Any]) -> None:
-    names = {"single": "single (mean)", "hard": "hard", "soft": "soft", "soft_tta": f"soft + {figures.get('tta')} TTA"}
+    names = {"single": "single (mean)", "hard": "hard", "soft": "soft"}
+    names |= {f"{way}_tta": f"{way} + {figures.get('tta')} TTA" for way in ("soft", "hard")}
     rows = [(row["member"], row) for row in figures["members"]]
-    rows += [(names[key], figures[key]) for key in names if figures[key]]
+    rows += [(names[key], figures[key]) for key in names if figures.get(key)]
+    judge = rows[-1][0]
     if whole := figures["recordings"]:
         rows.append((f"of {whole['recordings']:,} recordings, the mean of their clips", whole))
     cells = [(name, f"{row['accuracy']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}") for name, row in rows]
     print_table(f"{figures['source']}: {figures['clips']:,} clips", cells, ("", "accuracy", "95% interval"))
     if figures.get("ece") is not None:
-        say(f"expected calibration error of the last row: {figures['ece']:.4f}")
+        say(f"expected calibration error of {judge}: {figures['ece']:.4f}")
         if figures["doubt"]:
             say(figures["doubt"])

@@ -71,6 +71,8 @@ def read_figures(path: Path, members: list[Member], options: ExportOptions) -> d
         raise InputError(
             f"{path}: figures of {figures['tta']} views, the file has {options.tta}; use --tta {figures['tta']}"
         )
+    if figures.get("hard_tta"):
+        raise InputError(f"{path}: figures of --ensemble hard, but the file gives means; {again}")
     judged = sorted((row["member"], row["digest"]) for row in figures["members"])
     if judged != sorted((member.name, member.digest) for member in members):
         raise InputError(f"{path}: figures of other members, or of an earlier training; {again}")

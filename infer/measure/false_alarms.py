@@ -101,7 +101,8 @@ def false_alarm_figures(
     Returns
     -------
     dict : ``hours``, ``thresholds``, ``labels`` with a row per label, and ``all`` with one for all together; each has
-        ``false_alarms_per_hour`` and ``misses`` at each of the thresholds, and in ``at`` both at the label's own
+        ``false_alarms_per_hour`` and ``misses`` (None for a label without clips) at each of the thresholds, and in
+        ``at`` both at the label's own
     """
     judged, confidence = verdict.argmax(axis=1), verdict.max(axis=1)
     labels, total = [], np.zeros((3, 1 + len(_THRESHOLDS)))  # of all labels: clips, missed, false alarms per hour
@@ -125,7 +126,8 @@ def false_alarm_figures(
 def _row(
     label: str | None, own: float | None, clips: np.ndarray, missed: np.ndarray, per_hour: np.ndarray
 ) -> dict[str, Any]:
-    misses, rates = (column.round(6).tolist() for column in (missed / np.maximum(1, clips), per_hour))
+    misses = (missed / clips).round(6).tolist() if clips[0] else [None] * len(clips)
+    rates = per_hour.round(6).tolist()
     return {
         "label": label,
         "clips": int(clips[0]),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from cache.clip_id import file_of
-from infer.corpus import labelled_recordings
+from infer.corpus import is_background, labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.measure.false_alarms import false_alarm_figures, find_false_alarms
@@ -13,6 +13,7 @@ from infer.measure.robustness import robustness
 from infer.measure.scoring import accuracy_of, confusions, interval, recalls, reliability
 from infer.members import Member, load_alike
 from infer.options import EvaluateOptions, LabelledOptions
+from infer.recordings import Recordings
 from train.world import World
 
 
@@ -26,27 +27,30 @@ def evaluate(options: EvaluateOptions, world: World) -> dict[str, Any]:
     members = load_alike(options, world)
     if options.source is None and options.split == "oof":
         return world.decide(lambda: out_of_fold_figures(members, *out_of_fold(members, options.cache_dir)))
-    return judge_and_measure(members, options, world)[0]
+    recordings = world.decide(lambda: labelled_recordings(members, options))
+    return judge_and_measure(members, recordings, options, world)[0]
 
 
 def judge_and_measure(
-    members: list[Member], options: LabelledOptions, world: World
-) -> tuple[dict[str, Any], JudgedClips]:
-    """Judge the recordings that the flags name; their figures, and what was said of them.
+    members: list[Member], recordings: Recordings, options: LabelledOptions, world: World
+) -> tuple[dict[str, Any], JudgedClips, np.ndarray]:
+    """Judge labelled recordings; their figures, what the members said, and the verdict [shape=(n, classes)].
 
     Raises
     ------
-    InputError : as :func:`infer.corpus.labelled_recordings` and :func:`infer.labelled.judge_labelled`
+    InputError : as :func:`infer.labelled.judge_labelled`
     """
-    recordings = world.decide(lambda: labelled_recordings(members, options))
-    clips, ensemble = judge_labelled(members, recordings, options, world), Ensemble(members, options.tta)
+    clips = judge_labelled(members, recordings, options, world)
+    ensemble = Ensemble(members, options.tta, options.ensemble)
     probs, targets, verdict = clips.probs, clips.targets, ensemble(clips.probs)
+    together = accuracy_of(verdict, targets)
     figures = {
         "source": options.source or "the split test",
         **_figures(members, clips, verdict),
         "hard": accuracy_of(hard_vote(probs[:, :1]), targets),
         "soft": accuracy_of(soft_vote(probs[:, :1]), targets),
-        "soft_tta": accuracy_of(verdict, targets),
+        "soft_tta": together if options.ensemble == "soft" else None,
+        "hard_tta": together if options.ensemble == "hard" else None,
         "tta": options.tta,
         "unreadable": clips.unreadable,
         "calibrated": ensemble.calibrated,
@@ -59,12 +63,13 @@ def judge_and_measure(
         figures["false_alarms"] = false_alarm_figures(alarms, clips, verdict, classes, thresholds)
     if options.robustness:
         figures["robustness"] = robustness(members, recordings, options, world)
-    return figures, clips
+    return figures, clips, verdict
 
 
 def out_of_fold_figures(members: list[Member], clips: JudgedClips, mean: np.ndarray) -> dict[str, Any]:
     """Figures of every clip, judged by those members that did not train on it; `mean`: what they said together."""
-    return {"source": "out of fold", **_figures(members, clips, mean), "hard": None, "soft": None, "soft_tta": None}
+    together = accuracy_of(mean, clips.targets) if (clips.judged_by.sum(axis=0) > 1).any() else None  # of several runs
+    return {"source": "out of fold", **_figures(members, clips, mean), "hard": None, "soft": together, "soft_tta": None}
 
 
 def _figures(members: list[Member], clips: JudgedClips, verdict: np.ndarray) -> dict[str, Any]:
@@ -86,12 +91,15 @@ def _figures(members: list[Member], clips: JudgedClips, verdict: np.ndarray) -> 
 
 
 def _per_recording(clips: JudgedClips, verdict: np.ndarray) -> dict[str, Any] | None:
-    """The accuracy of the mean over all parts of a recording; None where every clip is a recording of its own."""
-    files = np.array([file_of(name) for name in clips.names])
-    _, first, recording = np.unique(
-        np.char.add(files, clips.targets.astype(str)), return_index=True, return_inverse=True
-    )
-    if len(first) == len(files):
+    """The accuracy of the mean over all parts of a recording; None where every clip is a recording of its own.
+
+    Also where a recording has parts of several labels. Pieces of background are recordings of their own.
+    """
+    files = [
+        path if is_background(name) else file_of(path) for name, path in zip(clips.names, clips.paths, strict=True)
+    ]
+    _, first, recording = np.unique(files, return_index=True, return_inverse=True)
+    if len(first) == len(files) or (clips.targets != clips.targets[first][recording]).any():
         return None
     total = np.zeros((len(first), verdict.shape[1]))
     np.add.at(total, recording, verdict)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from cache.cli import InputError
+from cache.cli import InputError, say
 from cache.config import FeatureConfig
 from infer.ensemble import Ensemble
 from infer.labelled import judge_labelled
@@ -26,24 +26,29 @@ from pipeline.decode import read_clip
 from train.world import World
 
 _VOICES, _BABBLE_CLIPS = 8, 32  # in the babble at once, and one after another
+_EDGE = 4000  # Hz
+
+Babble = list[tuple[np.ndarray, set[int]]]
+"""Sound [shape=(n,), dtype=float32], and which clips it is made of."""
 
 
-def conditions(babble: np.ndarray, sample_rate: int) -> dict[str, dict[float, Callable]]:
-    """Views by what is changed and by how much; the value that changes nothing is the clean clip's place on the axis.
+def conditions(babbles: Babble, sample_rate: int) -> dict[str, dict[float, Callable]]:
+    """Views by what is changed and by how much; what changes nothing, for want of voices or of a high rate, is no view.
 
     Parameters
     ----------
-    babble : what :func:`babble_of` makes
+    babbles : what :func:`babbles_of` makes
     sample_rate : Hz
     """
+    ratios, edges = (20, 10, 5, 0) if babbles else (), (_EDGE,) if sample_rate > 2 * _EDGE else ()
     return {
-        "babble, SNR in dB": {snr: functools.partial(_in_babble, babble=babble, snr_db=snr) for snr in (20, 10, 5, 0)},
+        "babble, SNR in dB": {snr: functools.partial(_in_babble, babbles=babbles, snr_db=snr) for snr in ratios},
         "level, dB": {gain: functools.partial(_recorded_at, gain_db=gain) for gain in (-30, -20, -10, 10)},
         "shift, ms": {
             ms: functools.partial(shifted, count=round(ms * sample_rate / 1000)) for ms in (-200, -100, 100, 200)
         },
         "speed, percent": {percent: functools.partial(played, percent=percent) for percent in (80, 90, 110, 120)},
-        "upper band edge, Hz": {4000: functools.partial(_band_limited, sample_rate=sample_rate, edge=4000)},
+        "upper band edge, Hz": {edge: functools.partial(_band_limited, sample_rate=sample_rate) for edge in edges},
         "clipped at percent of its peak": {
             percent: functools.partial(_clipped, percent=percent) for percent in (30, 10)
         },
@@ -63,7 +68,10 @@ def robustness(members: list[Member], recordings: Recordings, options: LabelledO
     InputError : as of :func:`infer.labelled.judge_labelled`, or members of different clip lengths
     """
     config = shared_clip(members)
-    table = conditions(babble_of(recordings, config), config.sample_rate)
+    babbles = babbles_of(recordings, config)
+    if not babbles and world.is_main:
+        say(f"--robustness: babble is left out; it takes {2 * _VOICES} different recordings or more", error=True)
+    table = conditions(babbles, config.sample_rate)
     named = [(changed, value, view) for changed, values in table.items() for value, view in values.items()]
     views = [clean, *(view for _, _, view in named)]
     clips = judge_labelled(members, recordings, options, world, views)
@@ -75,27 +83,40 @@ def robustness(members: list[Member], recordings: Recordings, options: LabelledO
     return {"score": float(np.mean([row["accuracy"] for row in rows])), "clean": figures[0], "conditions": rows}
 
 
-def babble_of(recordings: Recordings, config: FeatureConfig) -> np.ndarray:
-    """Many voices at once, of some of the recordings themselves [shape=(n,), dtype=float32]."""
-    clips: list[np.ndarray] = []
+def babbles_of(recordings: Recordings, config: FeatureConfig) -> Babble:
+    """Many voices at once, of some of the recordings themselves; twice, for no clip is to be its own noise.
+
+    Returns
+    -------
+    nothing where there are too few different recordings
+    """
+    clips: dict[int, np.ndarray] = {}
     for index in np.random.default_rng(0).permutation(len(recordings.paths)).tolist():
         try:
             samples = read_clip(recordings.paths[index], config).samples
         except (InputError, OSError):
             continue  # judging says why
         if power := float(np.dot(samples, samples)):
-            clips.append(samples / np.float32(np.sqrt(power)))
-        if len(clips) == _VOICES * _BABBLE_CLIPS:
+            clips[zlib.crc32(samples.tobytes())] = samples / np.float32(np.sqrt(power))
+        if len(clips) == 2 * _VOICES * _BABBLE_CLIPS:
             break
-    if not clips:
-        return np.zeros(config.samples, np.float32)
-    voices = [np.concatenate(clips[first::_VOICES]) for first in range(min(_VOICES, len(clips)))]
+    if len(clips) < 2 * _VOICES:
+        return []
+    halves = [list(clips.items())[half::2] for half in range(2)]
+    return [(_spoken_at_once([said for _, said in half]), {name for name, _ in half}) for half in halves]
+
+
+def _spoken_at_once(clips: list[np.ndarray]) -> np.ndarray:
+    """The sum of voices, each of which says every eighth clip."""
+    voices = [np.concatenate(clips[first::_VOICES]) for first in range(_VOICES)]
     return np.stack([np.resize(voice, len(voices[0])) for voice in voices]).sum(axis=0)
 
 
-def _in_babble(samples: np.ndarray, babble: np.ndarray, snr_db: float) -> np.ndarray:
-    """Add a stretch of the babble that depends on the samples alone."""
-    start = zlib.crc32(samples.tobytes()) % (len(babble) - len(samples) + 1)
+def _in_babble(samples: np.ndarray, babbles: Babble, snr_db: float) -> np.ndarray:
+    """Add a stretch, which depends on the samples alone, of a babble that they are not in."""
+    name = zlib.crc32(samples.tobytes())
+    babble = next(sound for sound, names in babbles if name not in names)
+    start = name % (len(babble) - len(samples) + 1)
     return mixed(samples, babble[start : start + len(samples)], snr_db)
 
 
@@ -105,11 +126,9 @@ def _recorded_at(samples: np.ndarray, gain_db: float) -> np.ndarray:
     return np.clip(scaled, -32768, 32767).astype(np.float32) / np.float32(32768)
 
 
-def _band_limited(samples: np.ndarray, sample_rate: int, edge: int) -> np.ndarray:
-    """Without what lies above `edge` Hz, as of a telephone line."""
-    if 2 * edge >= sample_rate:
-        return samples
-    back = soxr.resample(soxr.resample(samples, sample_rate, 2 * edge), 2 * edge, sample_rate)
+def _band_limited(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Without what lies above `_EDGE` Hz, as of a telephone line."""
+    back = soxr.resample(soxr.resample(samples, sample_rate, 2 * _EDGE), 2 * _EDGE, sample_rate)
     return np.pad(back, (0, max(0, len(samples) - len(back))))[: len(samples)]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from infer.ensemble import Ensemble
+from infer.corpus import labelled_recordings
 from infer.labelled import JudgedClips, out_of_fold
 from infer.measure.figures import judge_and_measure, out_of_fold_figures
 from infer.measure.scoring import coverage, reliability, suspects
@@ -43,7 +43,7 @@ class Source:
         """Everything but the single clips."""
         judged, confidence, targets = self.best.argmax(axis=1), self.best.max(axis=1), self.clips.targets
         pairs, counts = np.unique(np.stack([targets, judged]), axis=1, return_counts=True)
-        names = {**_FIGURES, "soft_tta": f"soft + {self.figures.get('tta')} TTA"}
+        names = _FIGURES | {f"{way}_tta": f"{way} + {self.figures.get('tta')} TTA" for way in ("soft", "hard")}
         ece, bins = reliability(confidence, judged == targets)
         found, likely = suspects(self.best, targets)
         listed = found[:_SUSPECTS].tolist()
@@ -51,7 +51,7 @@ class Source:
             "name": self.figures["source"],
             "clips": len(targets),
             "unreadable": self.clips.unreadable,
-            "figures": [{"name": name, **self.figures[key]} for key, name in names.items() if self.figures[key]],
+            "figures": [{"name": name, **self.figures[key]} for key, name in names.items() if self.figures.get(key)],
             "members": self.figures["members"],
             "matrix": np.stack([*pairs, counts], axis=1).tolist(),
             "ece": ece,
@@ -100,13 +100,15 @@ def judge_sources(options: ReportOptions, members: list[Member], world: World) -
     """
     sources, errors = [], []
     if options.source or options.split != "oof":
+        recordings = None
         try:
-            figures, clips = judge_and_measure(members, options, world)
-            sources.append(Source(figures, clips, Ensemble(members, options.tta, options.ensemble)(clips.probs)))
+            recordings = world.decide(lambda: labelled_recordings(members, options))
         except InputError as error:
             if options.source or options.split == "test":
                 raise
             errors.append(error)
+        if recordings:
+            sources.append(Source(*judge_and_measure(members, recordings, options, world)))
     try:
         clips, mean = world.decide(lambda: out_of_fold(members, options.cache_dir, options.audio_dir))
         sources.append(Source(out_of_fold_figures(members, clips, mean), clips, mean))
