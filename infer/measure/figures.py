@@ -43,14 +43,13 @@ def judge_and_measure(
     clips = judge_labelled(members, recordings, options, world)
     ensemble = Ensemble(members, options.tta, options.ensemble)
     probs, targets, verdict = clips.probs, clips.targets, ensemble(clips.probs)
-    together = accuracy_of(verdict, targets)
     figures = {
         "source": options.source or "the split test",
         **_figures(members, clips, verdict),
         "hard": accuracy_of(hard_vote(probs[:, :1]), targets),
         "soft": accuracy_of(soft_vote(probs[:, :1]), targets),
-        "soft_tta": together if options.ensemble == "soft" else None,
-        "hard_tta": together if options.ensemble == "hard" else None,
+        "soft_tta": accuracy_of(soft_vote(probs), targets),
+        "hard_tta": accuracy_of(verdict, targets) if options.ensemble == "hard" else None,
         "tta": options.tta,
         "unreadable": clips.unreadable,
         "calibrated": ensemble.calibrated,
