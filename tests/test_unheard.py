@@ -90,7 +90,7 @@ def test_what_weights_have_heard_before_counts(project: Path, capsys: pytest.Cap
     assert (len(first), len(second), len(first & second)) == (48, 48, 0)
     capsys.readouterr()
     assert train([*TRAIN, "--name", "tuned", "--weights", f"{RUN}/fold1/best.pt"]) == 2
-    assert "was trained on 48 of the 48 clips that this fold holds out" in capsys.readouterr().err
+    assert "was trained on 48 of 48 clips that a fold holds out" in capsys.readouterr().err
     saved = load_checkpoint(project / RUN / "fold0/best.pt")
     save_checkpoint(project / "begun.pt", {**saved, "heard": torch.tensor([7, *first])})
     assert train([*TRAIN, "--name", "tuned", "--weights", "begun.pt"]) == 0

@@ -29,10 +29,14 @@ def train(options: TrainOptions, world: World) -> int:
     if len(set(world.gather(cache.index["clips"]["checksum"]))) > 1:
         raise InputError(f"{folder}: ranks see different clip tables; was it rebuilt meanwhile? Start again")
     options = dataclasses.replace(options, n_mels=cache.config.n_mels, width=cache.config.n_frames)  # of --cache
-    folds = range(cache.index["split"]["folds"]) if options.fold == "all" else [options.fold]
+    if len(cache.classes) < 2:
+        raise InputError(f"{folder}: one label only ({cache.classes[0]}); a classifier needs two or more")
+    folds = [options.fold] if options.fold != "all" else list(map(str, range(cache.index["split"]["folds"])))
+    if options.weights:
+        world.decide(lambda: _check_weights(options, cache, folds))
     stop = StopSignal()
     for fold in folds:
-        if status := _train_fold(options, world, cache, str(fold), stop):
+        if status := _train_fold(options, world, cache, fold, stop):
             return status
     if world.is_main:
         run = f"{options.runs_dir}/{options.run_name}"
@@ -40,6 +44,13 @@ def train(options: TrainOptions, world: World) -> int:
         where = f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
         print(f"next: python -m infer.predict --folds {options.fold}{which}{where} --tta 4")
     return 0
+
+
+def _check_weights(options: TrainOptions, cache: Cache, folds: list[str]) -> None:
+    """InputError where ``--weights`` were trained on what a fold holds out that has not begun yet."""
+    new = [fold for fold in folds if not (Record(options, cache, fold).folder / "last.pt").exists()]
+    if new:
+        check_unheard(str(options.weights), cache, [select_fold(cache, fold, options.hold_back) for fold in new])
 
 
 def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str, stop: StopSignal) -> int:
@@ -54,8 +65,6 @@ def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: st
     InputError : another run is at work in the folder, the checkpoint belongs to other arguments, or the gradient stays
         non-finite; the last good checkpoint stays
     """
-    if len(cache.classes) < 2:
-        raise InputError(f"{cache.folder}: one label only ({cache.classes[0]}); a classifier needs two or more")
     fold = select_fold(cache, fold_name, options.hold_back)
     record, display = Record(options, cache, fold_name), Display(world.is_main)
     with opened_for_writing(record.folder) if world.is_main else contextlib.nullcontext():
@@ -76,8 +85,6 @@ def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: st
             if world.device.type == "cpu" and saved["state"].get("amp") == "None":
                 kept["amp"] = "off"  # a run that has begun in float32 goes on in it
             options = dataclasses.replace(options, **kept)
-        if weights := options.weights:
-            world.decide(lambda: check_unheard(weights, cache, fold))
         trainer = Trainer(options, world, cache, fold)
         if saved:
             if saved["state"].get("taught", trainer.taught) != trainer.taught:

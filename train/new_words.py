@@ -25,6 +25,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.folds import select_fold
 from train.last_layer import Backbone, fit_last_layer
 from train.options import AddWordsOptions
+from train.progress import FOLD_FOLDER
 from train.record import write_config
 from train.trained_on import clip_contents, contents_trained_on
 from train.world import World
@@ -77,7 +78,8 @@ def add_words(options: AddWordsOptions, world: World) -> int:
 
 def _read_folds(run: Path) -> dict[Path, dict[str, Any]]:
     """The checkpoints of a run's trained folds; InputError where there are none, or they are not of one kind."""
-    trained = {path: load_checkpoint(path) for path in sorted(run.glob("fold*/best.pt"))}
+    paths = [path for path in sorted(run.glob("fold*/best.pt")) if FOLD_FOLDER.fullmatch(path.parent.name)]
+    trained = {path: load_checkpoint(path) for path in paths}
     if not trained:
         raise InputError(f"{run}: no trained fold; train one with python -m train.run, or choose with --run")
     for key in ("features", "split_digest", "classes"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from cache.cli import InputError
 
-_FOLD = re.compile(r"fold(\d+|none)")
+FOLD_FOLDER = re.compile(r"fold(\d+|none)")
 _NUMBERS = ("epoch", "lr", "train_loss", "train_accuracy", "clips_per_second")
 _JUDGED = ("val_loss", "val_accuracy")  # None where nothing was held out
 
@@ -19,7 +19,7 @@ def read_run(run: Path) -> dict[str, list[dict[str, Any]]]:
     ------
     InputError : no such run, or no fold in it
     """
-    folders = [path for path in run.glob("fold*") if path.is_dir() and _FOLD.fullmatch(path.name)]
+    folders = [path for path in run.glob("fold*") if path.is_dir() and FOLD_FOLDER.fullmatch(path.name)]
     if not folders:
         near = ", ".join(sorted({path.parent.name for path in run.parent.glob("*/fold*")}))
         raise InputError(

@@ -55,12 +55,12 @@ def own_checkpoint(path: str | None) -> list[dict[str, Any]]:
         return []
 
 
-def check_unheard(weights: str, cache: Cache, fold: Fold) -> None:
-    """Refuse weights of ours that were trained on what a fold holds out; says where a file does not tell.
+def check_unheard(weights: str, cache: Cache, folds: list[Fold]) -> None:
+    """Refuse weights of ours that were trained on what one of some folds holds out; says where a file does not tell.
 
     Raises
     ------
-    InputError : the fold's figures would be too high
+    InputError : that fold's figures would be too high
     """
     contents, checkpoints = clip_contents(cache), own_checkpoint(weights)
     if contents is None or not checkpoints or checkpoints[0].get("heard") is None:
@@ -69,14 +69,15 @@ def check_unheard(weights: str, cache: Cache, fold: Fold) -> None:
             error=True,
         )
         return
-    held_out = contents[fold.validation]
-    known = np.isin(held_out, checkpoints[0]["heard"]) & ~np.isin(held_out, contents[fold.training])
-    if known.any():
-        name = cache.clips["clip_id"][fold.validation[known.argmax()]].decode()
-        raise InputError(
-            f"--weights {weights}: was trained on {known.sum():,} of the {len(known):,} clips that this fold holds "
-            f"out, such as {name}; begin with weights of the same fold, or train with --fold none"
-        )
+    for fold in folds:
+        held_out = contents[fold.validation]
+        known = np.isin(held_out, checkpoints[0]["heard"]) & ~np.isin(held_out, contents[fold.training])
+        if known.any():
+            name = cache.clips["clip_id"][fold.validation[known.argmax()]].decode()
+            raise InputError(
+                f"--weights {weights}: was trained on {known.sum():,} of {len(known):,} clips that a fold holds out, "
+                f"such as {name}; begin with weights of the same fold, or train with --fold none"
+            )
 
 
 def clip_contents(cache: Cache) -> np.ndarray | None:
