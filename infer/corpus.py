@@ -13,6 +13,7 @@ from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
 from pipeline.decode import content_digests
+from pipeline.lists import spelling
 from pipeline.wake_words import SILENCE, UNKNOWN
 from train.folds import calibration_clips
 from train.trained_on import as_contents, clip_contents
@@ -29,14 +30,26 @@ def labelled_recordings(members: list[Member], options: LabelledOptions | Calibr
     """
     if options.source:
         source, recordings = options.source, list_recordings(options.source, options)
-        if recordings.labels is None:  # in a folder of <label>/ folders the corpus's own rule holds
-            recordings = recordings.select(at for at, name in enumerate(recordings.names) if not is_background(name))
+        if recordings.labels is None:
+            recordings = _without_background(recordings, members[0].classes, source)
     elif isinstance(options, CalibrateOptions):
         source, recordings = "what training held back", cached_calibration_clips(members, options)
     else:
         source, recordings = "the split test", cached_test_split(members, options)
     check_not_trained_on(recordings, members, source)
     return recordings
+
+
+def _without_background(recordings: Recordings, classes: list[str], source: str) -> Recordings:
+    """Recordings in <label>/ folders, without those in folders that a build leaves out; says how many these are."""
+    known = {spelling(label) for label in classes}
+    kept = [at for at, name in enumerate(recordings.names) if name.split("/")[0] in known or not is_background(name)]
+    if len(kept) < len(recordings.names):
+        left = f"{len(recordings.names) - len(kept):,} recordings in folders such as _background_noise_ are left out"
+        if not kept:
+            raise InputError(f"{source}: {left}, and no other is there")
+        say(f"{source}: {left}", error=True)
+    return recordings.select(kept)
 
 
 def check_not_trained_on(recordings: Recordings, members: list[Member], source: str) -> np.ndarray:
@@ -67,7 +80,8 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
 
 def is_background(name: str) -> bool:
     """Whether a recording is no label's, or only a piece of it is: it lies in a folder such as _background_noise_."""
-    return name.startswith("_") and name.partition("/")[0].strip("_") not in (UNKNOWN, SILENCE)
+    folder, _, within = name.partition("/")
+    return folder.startswith("_") and bool(within) and folder.strip("_") not in (UNKNOWN, SILENCE)
 
 
 def contents_of(paths: list[str]) -> np.ndarray:
@@ -103,10 +117,8 @@ def check_no_words_added(member: Member, cache: Cache) -> None:
 def cached_test_split(members: list[Member], options: EnsembleOptions) -> Recordings:
     """The clips of the first member's split "test", as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
-    nothing, tested = (
-        "the corpus names no test clips (testing_list.txt); use --input FOLDER",
-        cache.clips["split"] == TEST,
-    )
+    tested = cache.clips["split"] == TEST
+    nothing = "the corpus names no test clips (testing_list.txt); use --input FOLDER"
     if copies := int(_copies(cache, tested, cache.clips["split"] == TRAIN).sum()):
         say(f"{copies:,} of the clips for testing are copies of clips that are trained on", error=True)
     return _recordings(cache, tested, options, nothing)
@@ -118,12 +130,13 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
     check_no_words_added(members[0], cache)
     share = min(member.hold_back for member in members)
     held_back = calibration_clips(cache, share)
-    held_back &= ~_copies(cache, held_back, (cache.clips["split"] == TRAIN) & ~held_back)  # they tell nothing
+    copies = _copies(cache, held_back, (cache.clips["split"] == TRAIN) & ~held_back)  # they tell nothing
     official = cache.index["split"]["split"] == "official"
     why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"
+    why += f", but for {copies.sum():,} of recordings that were trained on, too" if copies.any() else ""
     nothing = f"training held no clips back ({why}); use --input FOLDER of labelled recordings that no member was "
     nothing += "trained on" if official else "trained on, or train with a larger --hold-back"
-    return _recordings(cache, held_back, options, nothing)
+    return _recordings(cache, held_back & ~copies, options, nothing)
 
 
 def _copies(cache: Cache, clips: np.ndarray, trained: np.ndarray) -> np.ndarray:
@@ -150,12 +163,12 @@ def _recordings(cache: Cache, mask: np.ndarray, options: EnsembleOptions, nothin
     ------
     InputError : no file is there, or the mask chooses no clip: then with the words `nothing`
     """
+    if not mask.any():
+        raise InputError(f"{cache.folder}: {nothing}")
     names, folder = _names(cache, mask), find_corpus(cache, options.audio_dir)
     labels = [cache.classes[target] for target in cache.clips["target"][mask].tolist()]
     recordings = Recordings([str(folder / name) for name in names], names, labels=labels)
     missing = sum(not os.path.exists(file_of(path)) for path in recordings.paths)
-    if not names:
-        raise InputError(f"{cache.folder}: {nothing}")
     if missing == len(names):
         raise InputError(f"{folder}: holds none of {missing:,} clips of {cache.folder}; name their --audio-dir")
     if missing:

@@ -90,16 +90,16 @@ class Ensemble:
 
     def describe_doubt(self) -> str:
         """What infer.calibrate has not done for these members and views, and how to have it done; "" for nothing."""
+        if self.vote is hard_vote:
+            unused = f"{self.path.parent}: its thresholds are of --ensemble soft, and not used for votes"
+            return unused if _has_thresholds(self.path) else ""
         runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in self._members))
         folds = ",".join(dict.fromkeys(member.fold for member in self._members))
         source = "" if all(member.hold_back for member in self._members) else " --input FOLDER"
         remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {self._tta}{source}"
-        stale = self.vote is soft_vote and not self.path.exists()
-        if stale and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):
+        if not self.path.exists() and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):
             remedy += " --negatives FOLDER --false-alarms-per-hour N"
             return f"{self.path.parent}: its thresholds are of other folds, views or an earlier training; {remedy}"
-        if self.vote is hard_vote and _has_thresholds(self.path):
-            return f"{self.path.parent}: its thresholds are of --ensemble soft, and not used for votes"
         return "" if self.calibrated else f"confidence: too modest until you {remedy}"
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:

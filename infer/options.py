@@ -163,6 +163,8 @@ class LabelledOptions(EnsembleOptions):
         for name in ("robustness", "negatives"):
             if getattr(self, name) and self.split == "oof" and not self.source:
                 raise InputError(f"--{name} judges recordings; name them with --split test or --input FOLDER")
+        if self.ensemble == "hard" and self.split == "oof" and not self.source:
+            raise InputError("--ensemble hard judges recordings; name them with --split test or --input FOLDER")
         if self.negatives and self.ensemble == "hard":
             raise InputError("--negatives: shares of votes have no thresholds; leave out --ensemble hard")
 

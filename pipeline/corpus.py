@@ -1,5 +1,6 @@
 """From the flags to the clips that they mean."""
 
+import collections
 import dataclasses
 import os
 from pathlib import Path
@@ -11,9 +12,9 @@ from cache.clip_id import file_of
 from cache.index import TRAIN
 from pipeline.clips import LISTS, VALIDATION
 from pipeline.decode import CONVERT, FOREIGN
-from pipeline.lists import read_lines
+from pipeline.lists import read_lines, spelling, spellings
 from pipeline.long import cut_long
-from pipeline.manifest import Files, read_manifest
+from pipeline.manifest import read_manifest
 from pipeline.names import match_names
 from pipeline.options import BuildOptions
 from pipeline.scan import from_names, scan_corpus
@@ -88,24 +89,19 @@ def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], l
     ------
     InputError : lines that name no clip, which are then trained on, or are expected to be there and are not
     """
-    notes, warnings = list[str](), list[str]()
+    notes, warnings, before = list[str](), list[str](), clips["split"].copy()
     for name, side in LISTS.items():
         path = os.path.join(options.audio_dir, name)
         if not os.path.lexists(path) or (side == VALIDATION and options.split != "official"):
             continue
         lines = read_lines(path)
-        files = from_names(lambda clip: file_of(clip.decode()).encode(), clips["clip_id"])
-        known = np.unique(np.concatenate([clips["clip_id"], files]))
-        found = np.array(Files(Path(options.audio_dir), known).find(lines), int)
-        missing = [line for line, at in zip(lines, found, strict=True) if at < 0]
-        named = known[found[found >= 0]]
-        listed = np.isin(clips["clip_id"], named) | np.isin(files, named)
-        if moved := int((listed & (clips["split"] != side)).sum()) if (clips["split"] != TRAIN).any() else 0:
+        listed, missing = _find_clips(lines, clips["clip_id"], options.audio_dir)
+        if moved := int((listed & (before != side)).sum()) if (before != TRAIN).any() else 0:
             warnings.append(f"{name}: takes {moved:,} clips from another split")
         clips["split"][listed] = side
         notes.append(f"{name}: {len(lines):,} lines, {listed.sum():,} clips")
-        if missing and not (options.ignore_missing and len(missing) < len(lines)):
-            remedy = ", or go on without them with --ignore-missing" if len(missing) < len(lines) else ""
+        if missing and not (options.ignore_missing and listed.any()):
+            remedy = ", or go on without them with --ignore-missing" if listed.any() else ""
             raise InputError(
                 f"{options.audio_dir}/{notes[-1]}; {len(missing):,} lines name no clip of this corpus, such as "
                 f"{missing[0]!r} (clips are named as {clips['clip_id'][0].decode()!r}): correct them{remedy}"
@@ -113,3 +109,21 @@ def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], l
         if missing:
             warnings.append(f"{name}: {len(missing):,} lines name no clip: {missing[0]}, ...")
     return notes, warnings
+
+
+def _find_clips(lines: list[str], clip_ids: np.ndarray, audio_dir: str) -> tuple[np.ndarray, list[str]]:
+    """Which clips some lines name, or the files of [shape=(n,), dtype=bool], and the lines that name none."""
+    parts = (np.char.find(clip_ids, b"#t=") >= 0).any()
+    files = from_names(lambda name: file_of(name.decode()).encode(), clip_ids) if parts else clip_ids
+    wanted = {line.encode() for line in lines}
+    pairs = zip(clip_ids, files, strict=True)
+    listed = np.fromiter((name in wanted or file in wanted for name, file in pairs), bool, len(clip_ids))
+    exact = {*clip_ids[listed].tolist(), *files[listed].tolist()}
+    others = {line: spellings(line, audio_dir) for line in lines if line.encode() not in exact}
+    meant, here = {name for names in others.values() for name in names}, collections.defaultdict[str, list[int]](list)
+    for at, pair in enumerate(zip(clip_ids, files, strict=True) if meant else ()):
+        for name in {spelling(each.decode()) for each in pair} & meant:
+            here[name].append(at)
+    found = {line: next((here[name] for name in names if name in here), []) for line, names in others.items()}
+    listed[[at for clips in found.values() for at in clips]] = True
+    return listed, [line for line, clips in found.items() if not clips]

@@ -24,7 +24,7 @@ from pipeline.provenance import read_provenance
 from pipeline.shard_task import FLAGS
 
 REJECTED, COPIES = "rejected.csv", "copies.csv"
-_LISTED = re.compile(r"\s*[,;|]\s*")
+_SEPARATOR = re.compile(r"\s*[,;|]\s*")
 
 
 def finish(
@@ -137,20 +137,20 @@ def _contents(known: np.ndarray) -> np.ndarray:
 
 
 def _describe_split(clips: np.ndarray, classes: list[str], settings: dict[str, Any]) -> list[str]:
-    """What a given split does that one of ours would not: labels that a fold cannot learn, speakers on two sides."""
-    notes = []
-    if lists := [name for name in classes if len(parts := _LISTED.split(name)) > 1 and {*parts} <= {*classes}]:
-        notes.append(f"{len(lists)} labels are lists of others, such as {lists[0]!r}: here each is a label of its own")
+    """Labels that are lists, and what a given split does that one of ours would not: speakers on two sides and such."""
+    notes, known = [], {*classes}
+    if lists := [name for name in classes if len(parts := _SEPARATOR.split(name)) > 1 and known.issuperset(parts)]:
+        notes.append(f"labels that are lists of others: {len(lists):,}, such as {lists[0]!r}; each is one of its own")
     for fold in range(settings["folds"]):
         heard = clips["target"][(clips["split"] == TRAIN) & (clips["fold"] != fold)]
         if lacking := [classes[target] for target in np.setdiff1d(np.arange(len(classes)), heard).tolist()]:
             notes.append(f"fold {fold} has no clip to train on of {len(lacking):,} labels: {', '.join(lacking[:5])}")
         if not (clips["fold"] == fold).any():
             notes.append(f"fold {fold} holds nothing out")
-    known = clips[clips["speaker"] != b""]
-    if settings["group_by"] != "none" and len(known):
-        names, speaker = np.unique(known["speaker"], return_inverse=True)
-        sides = np.unique((speaker << 17) + 2 * known["fold"].astype(np.int64) + known["split"] + 2)
+    spoken = clips[clips["speaker"] != b""]
+    if settings["group_by"] != "none" and len(spoken):
+        names, speaker = np.unique(spoken["speaker"], return_inverse=True)
+        sides = np.unique((speaker << 17) + 2 * spoken["fold"].astype(np.int64) + spoken["split"] + 2)
         if two := names[np.bincount(sides >> 17) > 1].tolist():
             notes.append(f"{len(two):,} speakers stand on two sides of the given split, such as {two[0].decode()}")
     return notes

@@ -29,15 +29,12 @@ class Files:
     Parameters
     ----------
     folder : searched below
-    names : are found instead of the files, and by whole paths only [shape=(n,), dtype=bytes]
     """
 
-    def __init__(self, folder: Path, names: np.ndarray | None = None) -> None:
-        self._folder, self._short = folder, names is None
-        if names is None:
-            self.listing = scan_corpus(folder, every=True)[0]
-            names = self.listing["clip_id"]
-        self._names, self._exact = names, _Names(names)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.listing, _ = scan_corpus(folder, every=True)
+        self._exact = _Names(self.listing["clip_id"])
 
     def find(self, names: list[str]) -> list[int]:
         """Indices into the listing; -1 where there is no such file, -2 where there are several: see :meth:`explain`."""
@@ -54,9 +51,7 @@ class Files:
     @functools.cached_property
     def _ways(self) -> list["_Names"]:
         """What a file may be called, the surest first."""
-        whole = from_names(lambda name: spelling(name.decode()).encode(), self._names)
-        if not self._short:
-            return [_Names(whole)]
+        whole = from_names(lambda name: spelling(name.decode()).encode(), self.listing["clip_id"])
         bases = from_names(os.path.basename, whole)
         return [_Names(way) for way in (whole, bases, from_names(_stem, whole), from_names(_stem, bases))]
 
@@ -65,7 +60,7 @@ class Files:
         for way in self._ways:
             for spelled in spellings(name, self._folder):
                 if len(several := way.all_of(spelled)) > 1:
-                    paths = ", ".join(path.decode() for path in self._names[several[:2]].tolist())
+                    paths = ", ".join(path.decode() for path in self.listing["clip_id"][several[:2]].tolist())
                     return f"{name!r} is the name of {len(several)} files ({paths}); name its folder, too"
         return f"no file {name!r} below {self._folder}"
 

@@ -127,7 +127,7 @@ class Table:
 
 def _unquoted(cell: str) -> str:
     """What is within a pair of quotes around a cell."""
-    whole = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    whole = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
     return cell[1:-1].replace('""', '"') if whole else cell
 
 

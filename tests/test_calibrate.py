@@ -249,7 +249,7 @@ def test_audit_lists_a_clip_of_another_label(runs: Path, tmp_path: Path, capsys:
 def test_student_learns_what_the_teacher_said(runs: Path, capsys: pytest.CaptureFixture) -> None:
     """A teacher that calls every word by the next one's name teaches just that, where it is the whole target."""
     cache = Cache(find_cache("data/cache", 32, 32))
-    probs = teacher_probs(str(runs / "copy"), cache)
+    probs, _ = teacher_probs(str(runs / "copy"), cache)
     free = cache.clips["split"] == 0
     assert np.allclose(probs[free].sum(axis=1), 1, atol=1e-5)
     assert not probs[~free].any()

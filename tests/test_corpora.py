@@ -21,6 +21,7 @@ from infer.evaluate.__main__ import main as evaluate
 from infer.predict.__main__ import main as predict
 from infer.report.__main__ import main as report
 from pipeline.build_cache import main as build
+from pipeline.clips import VALIDATION
 from pipeline.corpus import read_corpus
 from pipeline.decode import read_clip, read_recording
 from pipeline.options import BuildOptions
@@ -260,7 +261,7 @@ def test_tables_as_programs_write_them(four: Path, text: str) -> None:
 
 def test_quotes_in_a_table_of_tabs(four: Path) -> None:
     """Where cells may not hold tabs, as in Common Voice, a quote that opens a sentence swallows no rows."""
-    said = ['"stop', "go", '"yes" he said', 'and "no"']
+    said = ['"stop', "go", '"yes" he said', '"yes" and "no"']
     rows = [f"{name}.wav\t{label}\t{text}" for name, label, text in zip("abcd", "xyxy", said, strict=True)]
     Path("t.tsv").write_text("\n".join(["path\tlabel\tsentence", *rows]) + "\n")
     assert build(["--manifest", "t.tsv", "--folds", "2", *SMALL]) == 0
@@ -290,6 +291,10 @@ def test_lists_beside_a_table(four: Path) -> None:
     corpus = read_corpus(BuildOptions(manifest="t.csv"))
     assert corpus.clips["split"].tolist() == [TEST, TRAINED, TRAINED, TEST]
     assert corpus.warnings == ["testing_list.txt: takes 1 clips from another split"]
+    Path("data/audio/validation_list.txt").write_text("b.wav\n")
+    corpus = read_corpus(BuildOptions(pattern="(?P<label>[a-d])", split="official"))
+    assert corpus.clips["split"].tolist() == [TEST, VALIDATION, TRAINED, TEST]
+    assert corpus.warnings == [], "the two lists contradict nobody"
 
 
 def test_splits_of_a_table(four: Path, capsys) -> None:
@@ -389,7 +394,7 @@ def test_labels_that_are_lists_and_long_parts_are_said(four: Path, capsys) -> No
         write_table(Path("t.csv"), "file,label,start_s,end_s", rows)
         assert build([*flags, "--cache-dir", f"data/{seconds}"]) == 0
         output = capsys.readouterr().out
-        assert "1 labels are lists of others, such as 'x,y': here each is a label of its own" in output
+        assert "labels that are lists of others: 1, such as 'x,y'; each is one of its own" in output
         assert ("6 of 6 recordings last 0.9 s; kept: the loudest 0.3 s" in output) is long
 
 

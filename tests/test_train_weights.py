@@ -71,11 +71,17 @@ def test_weights_beyond_the_model_or_not_finite(tmp_path: Path) -> None:
     for state, expected in (
         (larger, r"not weights of resnet18, which has no layer1\.2\.bn1\.bias \(\d+ such tensors\)"),
         (bare, r"not weights of resnet18: 40 of \d+ tensors are missing, such as bn1\.running_mean"),
-        ({**smaller, "conv1.weight": smaller["conv1.weight"] * torch.nan}, r"conv1\.weight holds numbers that are not"),
+        ({**smaller, "conv1.weight": None}, r"conv1\.weight holds no finite numbers"),
+        ({**smaller, "conv1.weight": smaller["conv1.weight"] * torch.nan}, r"conv1\.weight holds no finite numbers"),
     ):
         torch.save(state, tmp_path / "odd.pth")
         with pytest.raises(InputError, match=expected):
             create_model("resnet18", 4, SIZE, weights=str(tmp_path / "odd.pth"))
+    name = "swin_tiny_patch4_window7_224"
+    index = "layers.0.blocks.0.attn.relative_position_index"  # a buffer that timm does not keep, but older files do
+    state = timm.create_model(name, in_chans=1, num_classes=4).state_dict()
+    torch.save({**state, index: torch.zeros(49, 49, dtype=torch.int64)}, tmp_path / "whole.pth")
+    create_model(name, 4, (224, 224), weights=str(tmp_path / "whole.pth"))
 
 
 def test_pretrained_weights_are_downloaded(imagenet_style: torch.nn.Module, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Display:
 
     def begin(self, trainer, record) -> None:
         """Say what is about to be trained, where."""
+        if self._console.quiet:
+            return
         parameters = sum(p.numel() for p in trainer.model.parameters()) / 1e6
         fold, labels = trainer.fold, len(record.cache.classes)
         held = int(calibration_clips(record.cache, record.options.hold_back).sum()) * (record.fold_name != "none")

@@ -5,7 +5,6 @@ continues from any step as if it had never stopped.
 """
 
 import dataclasses
-import hashlib
 import inspect
 import math
 from collections.abc import Callable
@@ -76,8 +75,7 @@ class Trainer:
             clips = np.bincount(targets[fold.training], minlength=classes)
             self._weights = torch.from_numpy(class_weights(clips, options.balance)).to(device)
         if options.teacher:
-            probs = teacher_probs(options.teacher, cache)
-            self.taught = hashlib.sha256(probs.data).hexdigest()
+            probs, self.taught = teacher_probs(options.teacher, cache)
             self._taught = torch.from_numpy(probs).to(device)
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)

@@ -1,5 +1,6 @@
 """What folds said of the clips that they held out: ``oof.npz``, read and checked, and taken as a teacher."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ def read_held_out(path: Path, cache: Cache, epoch: int | None = None) -> tuple[n
         raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
     if epoch is not None and (own := arrays.get("epoch", np.array(epoch)).tolist()) != epoch:
         raise InputError(
-            f"{path}: of epoch {own}, but the weights beside it are of epoch {epoch}: training was interrupted between "
-            "them; continue it with the same command"
+            f"{path}: of epoch {own}, but the weights beside it are of epoch {epoch}: training has written one of them "
+            "only; run this again, or where it was interrupted continue it first"
         )
     names, logits, target = (arrays[key] for key in ("clip_id", "logits", "target"))
     known = names.shape == target.shape == logits.shape[:1] != (0,) and logits.shape[1:] == (len(cache.classes),)
@@ -54,7 +55,7 @@ def read_held_out(path: Path, cache: Cache, epoch: int | None = None) -> tuple[n
     return clips, logits.astype(np.float64)
 
 
-def teacher_probs(run: str, cache: Cache) -> np.ndarray:
+def teacher_probs(run: str, cache: Cache) -> tuple[np.ndarray, str]:
     """Out-of-fold probabilities of a run (Hinton, Vinyals & Dean 2015), each fold's at its own temperature.
 
     A clip's probabilities are those of the member of its own fold, which did not train on it. The members together
@@ -67,7 +68,7 @@ def teacher_probs(run: str, cache: Cache) -> np.ndarray:
 
     Returns
     -------
-    np.ndarray [shape=(n_clips, classes), dtype=float32], zero for the split "test"
+    np.ndarray [shape=(n_clips, classes), dtype=float32], zero for the split "test"; and a digest of what was read
 
     Raises
     ------
@@ -75,13 +76,14 @@ def teacher_probs(run: str, cache: Cache) -> np.ndarray:
     """
     from scipy.special import softmax  # see train/calibration.py
 
-    probs = np.zeros((len(cache.clips), len(cache.classes)), np.float32)
+    probs, digest = np.zeros((len(cache.clips), len(cache.classes)), np.float32), hashlib.sha256()
     for fold in range(cache.index["split"]["folds"]):
         path = Path(run) / f"fold{fold}" / "oof.npz"
         if not path.exists():
             raise InputError(f"--teacher: {path} is not there; the teacher needs all folds: train.run --fold all")
         clips, logits = read_held_out(path, cache)
+        digest.update(clips.tobytes() + logits.tobytes())
         probs[clips] = softmax(logits / fit_temperature(logits, cache.clips["target"][clips]), axis=1)
     if not probs[cache.clips["split"] == TRAIN].any(axis=1).all():
         raise InputError(f"--teacher: the split of {cache.folder} holds only some clips out; it needs --split kfold")
-    return probs
+    return probs, digest.hexdigest()

@@ -123,12 +123,13 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
             f"such as {missing[0]}; expected timm's names"
         )
     kept = {key: value for key, value in state.items() if not key.startswith(replaced)}
-    if beyond := sorted(kept.keys() - set(tensors)):
+    buffers = {f"{place}.{key}".lstrip(".") for place, part in model.named_modules() for key in part._buffers}
+    if beyond := sorted(kept.keys() - {*tensors, *buffers}):  # buffers that are not kept stand in some files
         raise InputError(
             f"--weights {path}: not weights of {name}, which has no {beyond[0]} ({len(beyond)} such tensors)"
         )
-    if odd := [key for key, value in kept.items() if not value.isfinite().all()]:
-        raise InputError(f"--weights {path}: {odd[0]} holds numbers that are not finite")
+    if odd := [key for key, value in kept.items() if not (isinstance(value, torch.Tensor) and value.isfinite().all())]:
+        raise InputError(f"--weights {path}: {odd[0]} holds no finite numbers")
     overlay: dict[str, Any] = {"state_dict": kept, "num_classes": -1}  # -1: the classifier stays this model's own
     first = state.get(f"{model.pretrained_cfg.get('first_conv')}.weight")
     if first is not None and first.ndim == 4:

@@ -59,7 +59,8 @@ class TrainOptions(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_name(self.name)
+        if self.name and any(not part or part.startswith(".") for part in self.name.split("/")):
+            raise InputError(f"--name {self.name}: expected a name, which the run's folder gets")
         if self.fold not in ("all", "none") and not self.fold.isdecimal():
             raise InputError(f"--fold {self.fold}; expected a number, all or none")
         if self.fold.isdecimal():
@@ -114,10 +115,5 @@ class AddWordsOptions(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_name(self.name)
-
-
-def _check_name(name: str | None) -> None:
-    """InputError where a run's name is a path, or hidden."""
-    if name and ("/" in name or name.startswith(".")):
-        raise InputError(f"--name {name}: expected a name, which the run's folder gets")
+        if self.name and ("/" in self.name or self.name.startswith(".")):
+            raise InputError(f"--name {self.name}: expected a name, for the new run lies beside the other")

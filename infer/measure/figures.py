@@ -68,7 +68,8 @@ def judge_and_measure(
 def out_of_fold_figures(members: list[Member], clips: JudgedClips, mean: np.ndarray) -> dict[str, Any]:
     """Figures of every clip, judged by those members that did not train on it; `mean`: what they said together."""
     together = accuracy_of(mean, clips.targets) if (clips.judged_by.sum(axis=0) > 1).any() else None  # of several runs
-    return {"source": "out of fold", **_figures(members, clips, mean), "hard": None, "soft": together, "soft_tta": None}
+    votes = dict.fromkeys(("hard", "soft_tta", "hard_tta"))
+    return {"source": "out of fold", **_figures(members, clips, mean), "soft": together, **votes}
 
 
 def _figures(members: list[Member], clips: JudgedClips, verdict: np.ndarray) -> dict[str, Any]:

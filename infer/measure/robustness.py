@@ -68,10 +68,11 @@ def robustness(members: list[Member], recordings: Recordings, options: LabelledO
     InputError : as of :func:`infer.labelled.judge_labelled`, or members of different clip lengths
     """
     config = shared_clip(members)
-    babbles = babbles_of(recordings, config)
-    if not babbles and world.is_main:
-        say(f"--robustness: babble is left out; it takes {2 * _VOICES} different recordings or more", error=True)
-    table = conditions(babbles, config.sample_rate)
+    table = conditions(babbles_of(recordings, config), config.sample_rate)
+    left = [changed for changed, values in table.items() if not values]
+    if left and world.is_main:
+        needs = f"babble takes {2 * _VOICES} different recordings, the edge a rate above {2 * _EDGE} Hz"
+        say(f"--robustness: left out: {'; '.join(left)} ({needs})", error=True)
     named = [(changed, value, view) for changed, values in table.items() for value, view in values.items()]
     views = [clean, *(view for _, _, view in named)]
     clips = judge_labelled(members, recordings, options, world, views)

@@ -104,7 +104,7 @@ def _write_tables(
         for files in judged:
             names = recordings.names[first : first + len(files.errors)]
             first += len(names)
-            for name, detections in zip(names, files.detections, strict=False):  # without --windows there are none
+            for name, detections in zip(names, files.detections or [[]] * len(names), strict=True):
                 for start, end, label, confidence in detections:
                     windows.writerow([name, f"{start:.3f}", f"{end:.3f}", label, f"{confidence:.4f}"])
             for name, probs, error in zip(names, files.probs, files.errors, strict=True):
