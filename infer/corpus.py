@@ -12,8 +12,8 @@ from cache.index import TEST, TRAIN, Cache
 from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
-from pipeline.decode import content_digests
 from pipeline.lists import spelling
+from pipeline.sound_files import content_digests
 from pipeline.wake_words import SILENCE, UNKNOWN
 from train.folds import calibration_clips
 from train.trained_on import as_contents, clip_contents

@@ -20,9 +20,10 @@ from cache.cli import InputError
 from cache.cores import usable_cores
 from infer.console import progress_bar
 from infer.members import Member
-from pipeline.decode import read_clip, reason_of
+from pipeline.decode import read_clip
 from pipeline.features import LogMel
 from pipeline.filterbank import mel_filterbank
+from pipeline.sound_files import reason_of
 from train.precision import autocast
 from train.world import World
 

@@ -9,7 +9,7 @@ from cache.files import checked_output, lies_in, unused_folder
 from infer.options import EnsembleOptions, MemberOptions
 from infer.recordings import list_recordings
 from pipeline.clips import LISTS
-from pipeline.decode import is_recording
+from pipeline.sound_files import is_recording
 
 _MARKS = ("fold*/*.pt", "fold*/oof.npz", "shard-*.h5", *LISTS)  # of a run, a cache, a corpus
 

@@ -11,10 +11,10 @@ from cache.cli import InputError
 from cache.index import TEST
 from infer.options import EnsembleOptions
 from pipeline.clips import SPLITS
-from pipeline.decode import EXTENSIONS, is_recording
 from pipeline.lists import find_files, read_lines, spelling
 from pipeline.manifest import Files
 from pipeline.scan import walk
+from pipeline.sound_files import EXTENSIONS, is_recording
 from pipeline.table import Table
 from pipeline.wake_words import SILENCE, UNKNOWN
 

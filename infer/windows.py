@@ -18,7 +18,7 @@ from infer.judge import Judge, batched, judge_in_shares
 from infer.members import Member, shared_clip
 from infer.options import EnsembleOptions
 from infer.views import first_views
-from pipeline.decode import reason_of
+from pipeline.sound_files import reason_of
 from pipeline.stream import LoudestClip, duration_seconds, read_blocks, windows
 from train.world import World
 

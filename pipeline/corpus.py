@@ -11,13 +11,13 @@ from cache.cli import InputError
 from cache.clip_id import file_of
 from cache.index import TRAIN
 from pipeline.clips import LISTS, VALIDATION
-from pipeline.decode import CONVERT, FOREIGN
 from pipeline.lists import read_lines, spelling, spellings
 from pipeline.long import cut_long
 from pipeline.manifest import read_manifest
 from pipeline.names import match_names
 from pipeline.options import BuildOptions
 from pipeline.scan import from_names, scan_corpus
+from pipeline.sound_files import CONVERT, FOREIGN
 from pipeline.wake_words import add_negatives, add_silence, keep_labels
 
 

@@ -2,13 +2,10 @@
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
-import stat
 import struct
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +13,12 @@ import numpy as np
 from cache.cli import InputError
 from cache.clip_id import Part, split_clip_id
 from cache.config import FeatureConfig
-from cache.cores import usable_cores
+from pipeline.sound_files import read_file, reason_of
 from pipeline.truncated import check_whole
 
-EXTENSIONS = (
-    *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
-    *(".aiff", ".aif", ".aifc", ".caf", ".au", ".snd"),
-)
-FOREIGN = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mka")  # sound that libsndfile does not decode
-CONVERT = "convert them first, such as with: ffmpeg -i x.m4a x.flac"
 MAX_SECONDS = 600  # a longer recording is refused rather than loaded whole
 MAX_CHANNELS = 64
 MAX_VALUES = 1 << 27  # samples of all channels together, 512 MB when decoded
-MAX_BYTES = 1 << 28  # of a file
-_FILES = 65536  # at once: more take memory
 MAX_LEVEL = 2.0**31  # full scale of 32-bit samples that nobody scaled; far beyond, squares overflow
 RATES = (1000, 768_000)  # Hz; a header that claims another rate is garbage
 PART_SLACK_S = 0.01  # that a part may end behind its recording
@@ -68,16 +57,6 @@ def decoding() -> Iterator[None]:
     except Exception as error:
         reason = getattr(error, "error_string", "") or str(error) or type(error).__name__
         raise InputError(f"not decodable: {' '.join(reason.split())}") from None
-
-
-def reason_of(error: InputError | OSError) -> str:
-    """Why a recording cannot be read, without its name."""
-    return getattr(error, "strerror", None) or str(error)
-
-
-def is_recording(name: str) -> bool:
-    """Whether a file's name is one of a recording that libsndfile may decode."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def read_clip(source: str | bytes, config: FeatureConfig, part: Part | None = None) -> Clip:
@@ -144,55 +123,6 @@ def check_level(samples: np.ndarray) -> None:
     """InputError where samples of any shape are not finite, or so large that sums and squares would not be."""
     if not np.abs(samples).max(initial=0) <= MAX_LEVEL:
         raise InputError(f"samples that are not finite (NaN or infinite) or beyond {MAX_LEVEL:g}")
-
-
-def content_digest(data: bytes) -> str:
-    """What tells a recording's content from any other: 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def content_digests(paths: list[str]) -> list[str]:
-    """Of each file its :func:`content_digest`; empty where it cannot be read, or is too large for a recording."""
-
-    def digest(path: str) -> str:
-        with contextlib.suppress(InputError, OSError):
-            return content_digest(read_file(path))
-        return ""
-
-    once, found = list(dict.fromkeys(paths)), dict[str, str]()
-    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter lock
-        for at in range(0, len(once), _FILES):
-            found.update(zip(once[at : at + _FILES], pool.map(digest, once[at : at + _FILES]), strict=True))
-    return [found[path] for path in paths]
-
-
-def read_file(path: str) -> bytes:
-    """The content of a file that is small enough to be a recording.
-
-    Raises
-    ------
-    InputError, OSError : too large, or not readable
-    """
-    with open(open_recording(path), "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            raise InputError(f"{size} bytes; expected at most {MAX_BYTES}")
-        return file.read()
-
-
-def open_recording(path: str) -> int:
-    """A file descriptor for reading.
-
-    Raises
-    ------
-    InputError : a FIFO or a device, which might never end
-    OSError : not readable
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if stat.S_ISREG(os.fstat(handle).st_mode):
-        return handle
-    os.close(handle)
-    raise InputError("not a regular file")
 
 
 def _plain_wav(data: bytes) -> tuple[np.ndarray, int, bool] | None:

@@ -12,11 +12,12 @@ import numpy as np
 from cache.cli import InputError
 from cache.clip_id import file_of
 from pipeline.clips import Rows
-from pipeline.decode import PART_SLACK_S, is_recording
+from pipeline.decode import PART_SLACK_S
 from pipeline.lists import spelling, spellings
 from pipeline.names import compile_pattern
 from pipeline.options import BuildOptions
 from pipeline.scan import from_names, scan_corpus
+from pipeline.sound_files import is_recording
 from pipeline.stream import duration_seconds
 from pipeline.table import COLUMNS, Row, Table
 

@@ -12,7 +12,7 @@ from cache.clip_id import file_of
 from cache.config import FeatureConfig
 from cache.files import read_sealed, write_sealed
 from cache.shard import read_sidecars, sidecar_path
-from pipeline.decode import content_digests
+from pipeline.sound_files import content_digests
 
 
 @dataclasses.dataclass(frozen=True)

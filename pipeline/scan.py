@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
-from pipeline.decode import CONVERT, EXTENSIONS, FOREIGN, is_recording, read_file, reason_of
+from pipeline.sound_files import CONVERT, EXTENSIONS, FOREIGN, is_recording, read_file, reason_of
 
 NOISE_FOLDER = "_background_noise_"
 _PART = 65536  # clips

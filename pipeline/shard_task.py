@@ -17,8 +17,9 @@ from cache.config import FeatureConfig
 from cache.files import WORKERS_LOCK, file_lock
 from cache.memory import keep_freed_memory
 from cache.shard import write_shard, write_sidecar
-from pipeline.decode import Clip, content_digest, read_clip, read_file, read_noise, reason_of
+from pipeline.decode import Clip, read_clip, read_noise
 from pipeline.scan import noise_files
+from pipeline.sound_files import content_digest, read_file, reason_of
 
 FLAGS = Clip._fields[1:]  # of a clip, as bits in a sidecar
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from pipeline.decode import MAX_CHANNELS, RATES, check_level, decoding, open_recording
+from pipeline.decode import MAX_CHANNELS, RATES, check_level, decoding
+from pipeline.sound_files import open_recording
 from pipeline.truncated import check_whole
 
 _BLOCK = 1 << 16  # frames

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cache.cli import InputError
 from cache.clip_id import Part
-from pipeline.decode import is_recording
 from pipeline.lists import read_text
+from pipeline.sound_files import is_recording
 
 COLUMNS = {
     "file": ("file", "path", "filename", "fname", "slice_file_name"),

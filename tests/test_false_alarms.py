@@ -207,7 +207,7 @@ def test_what_cannot_tell_is_refused(
     assert "1 of its recordings are also given as words, such as copy.wav" in refused(evaluate, *both)
     (negatives / "copy.wav").unlink()
     with pytest.MonkeyPatch.context() as patch:  # too large for a recording that is held as a whole
-        patch.setattr("pipeline.decode.MAX_BYTES", 1000)
+        patch.setattr("pipeline.sound_files.MAX_BYTES", 1000)
         nothing = JudgedClips([], [], np.zeros(0, int), np.zeros(0))
         members = load_members([RUN], "0", torch.device("cpu"))
         assert len(list_negatives(str(negatives), members, nothing).paths) == 2

@@ -19,8 +19,9 @@ from infer.measure.figures import judge_and_measure, out_of_fold_figures
 from infer.measure.scoring import coverage, reliability, suspects
 from infer.members import Member
 from infer.options import ReportOptions
-from pipeline.decode import read_clip, reason_of
+from pipeline.decode import read_clip
 from pipeline.features import LogMel
+from pipeline.sound_files import reason_of
 from train.progress import read_run
 from train.world import World
 
