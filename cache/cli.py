@@ -101,7 +101,8 @@ def command_line(module: str, values: dict[str, Any], usual: Any) -> str:
     line = f"python -m {module}"
     for name, value in values.items():
         if type(value) in (bool, int, float, str) and value != getattr(usual, name, value):
-            line += f" --{name.replace('_', '-')}" + ("" if value is True else " " + shlex.quote(str(value)))
+            between = "=" if str(value).startswith("-") else " "
+            line += f" --{name.replace('_', '-')}" + ("" if value is True else between + shlex.quote(str(value)))
     return line
 
 

@@ -10,6 +10,7 @@ from cache.cli import InputError
 
 FOLDER_DIGITS = 12  # of the digest, in the cache folder's name
 MAX_SECONDS = 60  # of a clip
+MAX_N_FFT, MAX_FRAMES = 65536, 4096
 NORMALIZE = ("clip", "none")
 _LATER = {"win_length": 0, "normalize": "clip"}  # fields that caches of version 0.1.0 lack
 
@@ -60,9 +61,9 @@ class FeatureConfig:
         limits = {
             "sample_rate": (1000, 384_000),
             "clip_seconds": (0.05, MAX_SECONDS),
-            "n_fft": (32, 65536),
+            "n_fft": (32, MAX_N_FFT),
             "n_mels": (2, 1024),
-            "n_frames": (2, 4096),
+            "n_frames": (2, MAX_FRAMES),
             "num_views": (1, 1000),
             "top_db": (1, 200),
             "win_length": (0, self.n_fft),

@@ -33,6 +33,8 @@ def main(options: VerifyOptions) -> int:
                 print(printable(f"{damage.path}: {damage.why}"), file=sys.stderr)
             if options.repair:
                 remove_damaged(folder, damages)
+                if any(damage.number is None for damage in damages):
+                    print(printable(f"{folder}: its folds will be made anew: train its runs again"), file=sys.stderr)
         print(printable(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}"))
         damaged += len(damages)
     if damaged:

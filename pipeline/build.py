@@ -12,7 +12,7 @@ import numpy as np
 from cache.cli import InputError
 from cache.config import FeatureConfig
 from cache.files import LOCK, WORKERS_LOCK, file_lock, lies_in, remove_leftovers
-from cache.index import Cache, read_index
+from cache.index import INDEX, Cache, read_index
 from pipeline import scan
 from pipeline.augment import AUGMENTS, background
 from pipeline.corpus import read_corpus
@@ -63,8 +63,11 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
         new = known["sha256"] == b""  # or the system refused to read it, as for want of permission: worth another try
         usable = new | (known["reason"] == b"")
         earlier = None
-        with contextlib.suppress(InputError):  # there is none, or its index cannot be read
+        try:
             earlier = Cache(folder, check_shards=False)
+        except InputError as error:  # there is none, or it cannot be read
+            if (folder / INDEX).exists():
+                say(f"{error}; so its folds are made anew: train its runs again")
         with naming_rejected(int((~usable).sum()), folder):
             plan_split(options, listing[usable], known[usable], earlier, corpus.folds)
         todo = listing[new]
@@ -83,7 +86,7 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Hold a cache folder for writing."""
-    busy = f"{folder}: another build is at work here; wait for it, it builds the same cache"
+    busy = f"{folder}: another build is at work here; wait for it"
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / LOCK, busy=busy):
         with file_lock(folder / WORKERS_LOCK):

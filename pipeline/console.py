@@ -14,7 +14,9 @@ from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
 
 _LABELS = 12  # are named
-_RECIPES = {(32, 32): " --recipe smoke", (32, 64): " --recipe fast"}  # of train.run, for caches of their size
+# of train.run, for caches of their size and normalisation
+_RECIPES = {(32, 32, "clip"): " --recipe smoke", (32, 64, "clip"): " --recipe fast"}
+_RECIPES[32, 101, "none"] = " --recipe pretrained"
 
 
 def build_with_progress(options: BuildOptions) -> Cache:
@@ -69,12 +71,12 @@ def _print_summary(options: BuildOptions, cache: Cache, built: int, seconds: flo
     size = (cache.config.n_mels, cache.config.n_frames)
     flags = f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
     flags += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
-    more += _RECIPES.get(size, flags)
+    more += _RECIPES.get((*size, cache.config.normalize), flags)
     try:
         find_cache(options.cache_dir, *size)
     except InputError:  # there are several of this size
         more += f" --cache {cache.folder.name}"
-    training = f"torchrun --nproc_per_node 1 -m train.run --fold 0{more}"
+    training = f"python -m train.run --fold 0{more}"
     words = f"python -m train.add_words --run RUN --audio {shlex.quote(options.audio_dir)}"
     lines.append(f"next: {words if options.one_label else training}")
     for line in lines:

@@ -65,7 +65,13 @@ def read_corpus(options: BuildOptions) -> Corpus:
     folds = [] if (clips["split"] == VALIDATION).any() else folds  # which is the only fold then
     if folds and folds != [str(number) for number in range(len(folds))]:
         notes.append("folds as given: " + ", ".join(f"{name} is --fold {at}" for at, name in enumerate(folds)))
-    return Corpus(clips[np.argsort(clips["clip_id"], kind="stable")], len(folds), notes, warnings)
+    clips = clips[np.argsort(clips["clip_id"], kind="stable")]
+    if len(twice := np.flatnonzero(clips["clip_id"][1:] == clips["clip_id"][:-1])):
+        raise InputError(
+            f"{audio_dir}: {len(twice):,} clips come twice, such as {clips['clip_id'][twice[0]].decode()}: parts that "
+            "overlap are cut alike; correct the table, or leave out --long split"
+        )
+    return Corpus(clips, len(folds), notes, warnings)
 
 
 def _describe_ignored(ignored: dict[str, int]) -> list[str]:
@@ -96,7 +102,8 @@ def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], l
             continue
         lines = read_lines(path)
         listed, missing = _find_clips(lines, clips["clip_id"], options.audio_dir)
-        if moved := int((listed & (before != side)).sum()) if (before != TRAIN).any() else 0:
+        other = listed & (clips["split"] != side)
+        if moved := int((other & ((clips["split"] != TRAIN) | (before != TRAIN).any())).sum()):
             warnings.append(f"{name}: takes {moved:,} clips from another split")
         clips["split"][listed] = side
         notes.append(f"{name}: {len(lines):,} lines, {listed.sum():,} clips")

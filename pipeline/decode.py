@@ -22,6 +22,7 @@ MAX_VALUES = 1 << 27  # samples of all channels together, 512 MB when decoded
 MAX_LEVEL = 2.0**31  # full scale of 32-bit samples that nobody scaled; far beyond, squares overflow
 RATES = (1000, 768_000)  # Hz; a header that claims another rate is garbage
 PART_SLACK_S = 0.01  # that a part may end behind its recording
+UNKNOWN_FRAMES = 1 << 62  # or more: what libsndfile says of a FLAC that was written to a pipe
 _LEAD_IN = 20 * 1152  # frames that an MP3 decoder wants before a part: its bits may lie in the packets before it
 _CANCELLED = 1e-4  # of the channels' power, -40 dB, is left where they cancel
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")  # RIFF, fmt and data of a plain WAV
@@ -188,6 +189,8 @@ class _Content(io.BytesIO):
 
 
 def _check_size(frames: int, channels: int, rate: int) -> None:
+    if frames >= UNKNOWN_FRAMES // 2:
+        raise InputError("its header does not say how long it is; write it anew, such as with: ffmpeg -i x.flac y.flac")
     short = frames <= MAX_SECONDS * rate and frames * channels <= MAX_VALUES
     if short and RATES[0] <= rate <= RATES[1] and channels <= MAX_CHANNELS:
         return

@@ -21,7 +21,9 @@ from pipeline.clips import VALIDATION
 from pipeline.lists import spelling
 from pipeline.options import BuildOptions
 from pipeline.provenance import read_provenance
+from pipeline.scan import NOISE_FOLDER
 from pipeline.shard_task import FLAGS
+from pipeline.wake_words import NEGATIVES_FOLDER
 
 REJECTED, COPIES = "rejected.csv", "copies.csv"
 _SEPARATOR = re.compile(r"\s*[,;|]\s*")
@@ -171,8 +173,11 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np
     clips : of the clip table, like `listing`
     """
     files = np.array([file_of(name.decode()).encode() for name in listing["clip_id"].tolist()], bytes)
-    _, first = np.unique(files, return_index=True)  # parts of a file are no copies
-    first = first[(contents[first] != b"") & ~np.char.startswith(files[first], b"_")]  # nor is background
+    sound = np.flatnonzero(contents != b"")
+    _, first = np.unique(files[sound], return_index=True)  # parts of a file are no copies
+    first = sound[first]
+    for folder in (NOISE_FOLDER, NEGATIVES_FOLDER):  # nor is background
+        first = first[~np.char.startswith(files[first], f"{folder}/".encode())]
     _, group, counts = np.unique(contents[first], return_inverse=True, return_counts=True)
     first, group = first[counts[group] > 1], group[counts[group] > 1]
     if not len(first):

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from cache.clip_id import Part, split_clip_id
-from cache.config import MAX_SECONDS, FeatureConfig
+from cache.config import MAX_FRAMES, MAX_N_FFT, MAX_SECONDS, FeatureConfig
 from pipeline.long import LONGER
 from pipeline.options import BuildOptions
 from pipeline.stream import read_header
@@ -66,8 +66,9 @@ def describe_gaps(config: FeatureConfig) -> list[str]:
     seen = config.win_length or config.n_fft
     if config.hop_length <= seen:
         return []
-    wider = -(-config.samples // seen) + 1
+    wider, longer = -(-config.samples // seen) + 1, 1 << (config.hop_length - 1).bit_length()
+    ways = [f"--width {wider}"] * (wider <= MAX_FRAMES) + [f"--n-fft {longer}"] * (longer <= MAX_N_FFT)
     return [
         f"{1 - seen / config.hop_length:.0%} of each clip lies between the frames, of {seen:,} samples every "
-        f"{config.hop_length:,}; to see all: --width {wider}, or --n-fft {1 << (config.hop_length - 1).bit_length()}"
+        f"{config.hop_length:,}; to see all: {', or '.join(ways) or 'shorter clips'}"
     ]

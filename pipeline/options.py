@@ -12,7 +12,7 @@ TASKS: dict[str, dict[str, Any]] = {
 """Flags of published tasks; Warden 2018 has as much unknown and as much silence as of a mean word."""
 AUGMENT_NAMES = ("more", "speed", "light", "none")
 LONG = ("loudest", "split", "error")
-_FREE = ("cache_dir", "jobs", "backend", "scheduler", "skip_bad")  # change nothing of a cache
+_FREE = ("cache_dir", "jobs", "backend", "scheduler", "skip_bad", "task")  # change nothing that others do not say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class BuildOptions(Flags):
     task: str | None = flag(None, "a published task's --keep, --silence and --split", choices=tuple(TASKS))
     cache_dir: str = flag("data/cache", "where cache folders are")
     n_mels: int = flag(224, "mel bands, the height of the image")
-    width: int | None = flag(None, "frames, the width of the image (default: n-mels)")
+    width: int | None = flag(None, "frames, the width of the image (default: n-mels)", AT_LEAST_1)
     n_fft: int | None = flag(None, "samples in a frame (default: a power of two that suits rate, mels and width)")
     win_length: int | None = flag(None, "samples that the window covers in a frame (default: n-fft)")
     sample_rate: int = flag(16000, "Hz; recordings of another rate are resampled")
@@ -85,6 +85,9 @@ class BuildOptions(Flags):
             )
         if self.jobs == 0:
             raise InputError("--jobs 0; expected a number of processes, or -1 for all cores")
+        for name in ("keep", "manifest", "pattern", "columns", "negatives"):
+            if getattr(self, name) == "":
+                raise InputError(f"--{name} is empty; leave it out, or say what is meant")
         if self.columns and not self.manifest:
             raise InputError("--columns needs --manifest FILE")
         if self.negatives and (self.manifest or self.pattern):

@@ -66,8 +66,12 @@ def scan_corpus(audio_dir: Path, *, every: bool = False) -> tuple[np.ndarray, di
 
 
 def stamp_of(status: os.stat_result) -> int:
-    """What changes when a file is written to or another takes its place: 56 bits over size, time and inode."""
-    facts = b"%d %d %d" % (status.st_size, status.st_mtime_ns, status.st_ino)
+    """What changes when a file is written to or another takes its place: 56 bits over size, times and inode.
+
+    Copies and archives may set the time of the last write, and a file system gives free inodes away again. The time of
+    the last change to the inode is the system's own.
+    """
+    facts = b"%d %d %d %d" % (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return int.from_bytes(hashlib.blake2b(facts, digest_size=7).digest(), "big")
 
 

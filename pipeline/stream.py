@@ -12,7 +12,7 @@ import numpy as np
 
 from cache.cli import InputError
 from cache.config import FeatureConfig
-from pipeline.decode import MAX_CHANNELS, RATES, check_level, decoding
+from pipeline.decode import MAX_CHANNELS, RATES, UNKNOWN_FRAMES, check_level, decoding
 from pipeline.sound_files import open_recording
 from pipeline.truncated import check_whole
 
@@ -25,7 +25,7 @@ def read_header(path: str) -> tuple[int, int] | None:
 
     try:
         with decoding(), soundfile.SoundFile(open_recording(path)) as file:
-            return file.frames, file.samplerate
+            return (file.frames, file.samplerate) if file.frames < UNKNOWN_FRAMES else None
     except (InputError, OSError):
         return None
 

@@ -16,20 +16,29 @@ ReadAt = Callable[[int, int], bytes]
 
 
 def check_whole(read_at: ReadAt, size: int) -> None:
-    """InputError where a WAV has fewer bytes of samples than its header says, or an Ogg file lacks its end.
+    """InputError where WAV, W64, AIFF or AU has fewer bytes than its header says, or an Ogg file lacks its end.
 
     A WAV written as a stream, whose header does not know the length, is taken as it is. libsndfile notices by itself
-    where a FLAC is cut.
+    where a FLAC is cut; an MP3 does not say how long it is.
 
     Parameters
     ----------
     read_at : gives parts of the file
     size : bytes of the file
     """
-    head = read_at(0, 12)
+    head = read_at(0, 24)
+    said = 0
+    if head[:4] == b"FORM":
+        said = 8 + int.from_bytes(head[4:8], "big")
+    elif head[:4] == b".snd":
+        said = int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
+    elif head[:4] == b"riff":  # of W64
+        said = int.from_bytes(head[16:24], "little")
+    if size < said < _STREAM:
+        raise InputError(f"cut short: {size:,} of {said:,} bytes are there")
     if head[:4] == b"OggS":
         _check_last_page(read_at, size)
-    elif head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:] == b"WAVE":
+    elif head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
         _check_data_chunk(read_at, size, "big" if head[:4] == b"RIFX" else "little")
 
 

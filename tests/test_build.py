@@ -15,6 +15,7 @@ from conftest import MINI, RATE, SMALL, checksums, only_cache, start, synthesise
 
 from cache.files import read_sealed, write_sealed
 from cache.index import NO_FOLD, TEST, Cache
+from cache.verify import main as verify
 from pipeline.decode import read_clip
 
 
@@ -364,6 +365,28 @@ def test_a_corpus_that_was_copied_or_touched(corpus, build, tmp_path):
     assert status == 0
     assert "built 1 clips" in output
     assert before.items() <= state(tmp_path / "cache").items()
+    before_ns = changed.stat().st_mtime_ns
+    soundfile.write(
+        changed, synthesise(1, 1, 98), RATE
+    )  # into the same inode, as some archivers do, which set the time
+    os.utime(changed, ns=(before_ns, before_ns))
+    status, output = build()
+    assert (status, "built 1 clips" in output) == (0, True)
+
+
+def test_a_lost_index_costs_the_folds_and_says_so(corpus, build, tmp_path, capsys):
+    """Where index or clip table is damaged, folds are made anew; the build, or verify --repair, says what follows."""
+    assert build()[0] == 0
+    folder = only_cache(tmp_path / "cache")
+    for path in (folder / "index.json", next(folder.glob("clips-*.npy"))):
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(damaged)
+        status, output = build()
+        assert (status, "so its folds are made anew: train its runs again" in output) == (0, True), output
+    (folder / "index.json").write_text("{}")
+    assert verify(["--cache-dir", str(tmp_path / "cache"), "--repair"]) == 1
+    assert "its folds will be made anew: train its runs again" in capsys.readouterr().err
 
 
 def test_contents_are_compared_once(corpus, build, tmp_path, monkeypatch):

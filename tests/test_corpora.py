@@ -24,7 +24,7 @@ from pipeline.build_cache import main as build
 from pipeline.clips import VALIDATION
 from pipeline.corpus import read_corpus
 from pipeline.decode import read_clip, read_recording
-from pipeline.options import BuildOptions
+from pipeline.options import TASKS, BuildOptions
 from tests.conftest import only_cache
 from tests.corpora import LABELS, sound, write_birdclef, write_esc50, write_table, write_urbansound
 from train.run import main as train
@@ -295,6 +295,9 @@ def test_lists_beside_a_table(four: Path) -> None:
     corpus = read_corpus(BuildOptions(pattern="(?P<label>[a-d])", split="official"))
     assert corpus.clips["split"].tolist() == [TEST, VALIDATION, TRAINED, TEST]
     assert corpus.warnings == [], "the two lists contradict nobody"
+    Path("data/audio/validation_list.txt").write_text("b.wav\na.wav\n")
+    corpus = read_corpus(BuildOptions(pattern="(?P<label>[a-d])", split="official"))
+    assert corpus.warnings == ["testing_list.txt: takes 1 clips from another split"]
 
 
 def test_splits_of_a_table(four: Path, capsys) -> None:
@@ -429,6 +432,16 @@ def test_copies_and_cancelling_channels_are_named(here: Path, capsys) -> None:
     (audio / "no/copy.wav").write_bytes((audio / "no/0.wav").read_bytes())
     (audio / "yes/copy.wav").write_bytes((audio / "no/1.wav").read_bytes())
     both = sound(1, 1, 16000, rng)
+    late = np.concatenate([np.zeros(16000, np.float32), sound(1, 1, 16000, rng)])
+    for label in ("no", "yes"):
+        soundfile.write(audio / label / "late.wav", late, 16000)
+    parts = ["--long", "split", "--folds", "2", "--cache-dir", "parts", *SMALL]
+    assert build(parts) == 0
+    assert (
+        "such as no/1.wav (no) = yes/copy.wav (yes); no/late.wav (no) = yes/late.wav (yes)" in capsys.readouterr().out
+    )
+    for label in ("no", "yes"):
+        (audio / label / "late.wav").unlink()
     soundfile.write(audio / "yes/stereo.wav", np.stack([both, -both], axis=1), 16000)
     (audio / "yes/._0.wav").write_bytes(b"Mac OS X")
     (audio / "song.m4a").write_bytes(b"m4a")
@@ -510,6 +523,21 @@ def test_unknown_is_as_frequent_as_its_share_says(here: Path, capsys) -> None:
         assert np.bincount(targets).tolist() == [clips, clips]
 
 
+def test_what_is_empty_is_not_left_out(here: Path) -> None:
+    """A variable of the shell that is not set does not mean all labels."""
+    for name in ("keep", "manifest", "pattern", "columns", "negatives"):
+        with pytest.raises(InputError, match=f"--{name} is empty"):
+            BuildOptions(**{name: ""})
+    with pytest.raises(InputError, match="--width 0; expected 1 or more"):
+        BuildOptions(width=0)
+
+
+def test_a_task_that_was_changed_is_typed_again_as_it_was() -> None:
+    """The command that cache.info shows does not bring back what was switched off."""
+    task = {**TASKS["v1-12"], "task": "v1-12", "silence": 0, "split": "kfold", "keep": "-x,a"}
+    assert BuildOptions(**task).command == "python -m pipeline.build_cache --keep=-x,a"
+
+
 def test_the_published_task(here: Path) -> None:
     """--task sets what the 12-label task uses; explicit flags win."""
     from pipeline.options import TASKS, BuildOptions
@@ -579,3 +607,40 @@ def test_clip_ids() -> None:
     assert split_clip_id("a.wav#t=1,2")[1] == Part(1, 2)
     assert file_of("a#t=2/b.wav") == "a#t=2/b.wav"
     assert len(LABELS) == 4
+
+
+def test_parts_that_overlap_are_not_cut_alike(four: Path, capsys) -> None:
+    """Rows whose parts share clips under --long split are refused; without it each row is one clip."""
+    rows = [
+        (f"{name}.wav", label, start, start + 0.6)
+        for name, label in zip("abcd", "xyxy", strict=True)
+        for start in (0, 0.2)
+    ]
+    write_table(Path("t.csv"), "file,label,start_s,end_s", rows)
+    flags = ["--manifest", "t.csv", "--clip-seconds", "0.2", "--folds", "2", *SMALL]
+    assert build([*flags, "--long", "split"]) == 2
+    assert "data/audio: 8 clips come twice, such as a.wav#t=0.2,0.4: parts that overlap" in capsys.readouterr().err
+    assert build(flags) == 0
+
+
+@pytest.mark.parametrize("name", ["x.aiff", "x.au", "x.w64", "x.rf64", "x.flac", "x.wav", "x.ogg"])
+def test_cut_recordings_are_refused(tmp_path: Path, name: str) -> None:
+    """Whatever the container, a file that ends before its header says is none."""
+    soundfile.write(tmp_path / name, sound(1, 1, 16000, np.random.default_rng(0)), 16000)
+    read_clip(str(tmp_path / name), FeatureConfig())
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError):
+        read_clip(str(tmp_path / name), FeatureConfig())
+
+
+def test_a_flac_that_does_not_say_how_long_it_is(four: Path, capsys) -> None:
+    """As encoders write to pipes: refused with the way to mend it, and no reason for a build to end."""
+    soundfile.write("data/audio/e.flac", sound(1, 3, 16000, np.random.default_rng(0)), 16000)
+    data = bytearray(Path("data/audio/e.flac").read_bytes())
+    data[21] &= 0xF0  # the lowest of 36 bits that tell the samples, behind "fLaC" and the head of STREAMINFO
+    data[22:26] = bytes(4)
+    Path("data/audio/e.flac").write_bytes(data)
+    write_table(Path("t.csv"), "file,label", [(name, label) for name, label in zip("abcde", "xyxyx", strict=True)])
+    assert build(["--manifest", "t.csv", "--long", "split", "--folds", "2", *SMALL]) == 1
+    assert "does not say how long it is; write it anew" in (only_cache(Path("data/cache")) / "rejected.csv").read_text()
