@@ -134,8 +134,10 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
     official = cache.index["split"]["split"] == "official"
     why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"
     why += f", but for {copies.sum():,} of recordings that were trained on, too" if copies.any() else ""
+    whole = any(member.fold == "none" for member in members)
+    why = "fold none trains on all" if whole else why
     nothing = f"training held no clips back ({why}); use --input FOLDER of labelled recordings that no member was "
-    nothing += "trained on" if official else "trained on, or train with a larger --hold-back"
+    nothing += "trained on" if official or whole else "trained on, or train with a larger --hold-back"
     return _recordings(cache, held_back & ~copies, options, nothing)
 
 

@@ -79,7 +79,9 @@ def _held_out(member: Member, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
     """
     path = member.path.with_name("oof.npz")
     if member.fold == "none":
-        raise InputError(f"{member.path}: fold none holds nothing out; choose other --folds, or labelled recordings")
+        raise InputError(
+            f"{member.path}: fold none holds nothing out; use --split test, --input FOLDER or other --folds"
+        )
     clips, logits = read_held_out(path, cache, member.epoch)
     expected = np.flatnonzero(cache.clips["fold"] == int(member.fold))
     if member.split_digest != cache.index["split"]["digest"] or not np.array_equal(np.sort(clips), expected):

@@ -42,7 +42,7 @@ class Member:
     calibrated: bool = True
     """Whether neither the member nor a teacher of it knew the clips that its temperature was fitted on."""
     hold_back: float = 0.0
-    """Share of the clips that no fold of the run was trained on."""
+    """Share of the clips that no fold of the run was trained on and that can tell of all its labels."""
     digest: str = ""
     """SHA-256 of the checkpoint."""
     trained_on: np.ndarray | None = None
@@ -73,7 +73,7 @@ def trained_folds(run: str, folds: str) -> list[str]:
         raise InputError(f"{run}: no trained fold; train one with python -m train.run{choose}")
     numbered = [fold for fold in found if fold != "none"]
     if folds == "all" and not numbered:
-        raise InputError(f"{run}: only fold none is trained; use --folds none")
+        return ["none"]  # there is nothing else that all could mean
     every = range(load_checkpoint(found[numbered[0]])["folds"]) if folds == "all" else folds.split(",")
     wanted = list(dict.fromkeys(map(str, every)))
     missing = [fold for fold in wanted if fold not in found]
@@ -183,7 +183,7 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         model=model.to(device).to(memory_format=memory_format),
         memory_format=memory_format,
         calibrated=fold != "none" and not options.get("teacher"),
-        hold_back=0.0 if fold == "none" else options.get("hold_back", 0.0),
+        hold_back=0.0 if saved["best"]["accuracy"] is None else options.get("hold_back", 0.0),
         digest=hashlib.sha256(data).hexdigest(),
         trained_on=None if heard is None else heard.numpy(),
         epoch=saved["best"]["epoch"],

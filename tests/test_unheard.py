@@ -139,6 +139,7 @@ def test_official_split_holds_nothing_back(corpus: Path, build: Callable, tmp_pa
         whole = np.array_equal(select_fold(cache, "0", 0.3).training, select_fold(cache, "0").training)
         assert (kept.any(), whole) == ((False, True) if split == "official" else (True, False))
     member = types.SimpleNamespace(
+        fold="0",
         config=cache.config,
         split_digest=cache.index["split"]["digest"],
         path=Path("best.pt"),

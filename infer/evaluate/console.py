@@ -30,6 +30,7 @@ def evaluate_and_print(options: EvaluateOptions, world: World) -> int:
         _print_false_alarms(measured)
     if output:
         write_atomic(output, (json.dumps(figures, indent=1) + "\n").encode())
+        say(str(output))
     return EXIT_INCOMPLETE if figures.get("unreadable") else EXIT_OK
 
 
