@@ -14,9 +14,11 @@ from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
 
 _LABELS = 12  # are named
-# of train.run, for caches of their size and normalisation
-_RECIPES = {(32, 32, "clip"): " --recipe smoke", (32, 64, "clip"): " --recipe fast"}
-_RECIPES[32, 101, "none"] = " --recipe pretrained"
+_RECIPES = {  # of train.run, for caches of their mels, frames and normalisation
+    (32, 32, "clip"): " --recipe smoke",
+    (32, 64, "clip"): " --recipe fast",
+    (32, 101, "none"): " --recipe pretrained",
+}
 
 
 def build_with_progress(options: BuildOptions) -> Cache:
