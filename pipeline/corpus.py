@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
-from cache.clip_id import file_of
 from cache.index import TRAIN
 from pipeline.clips import LISTS, VALIDATION
 from pipeline.lists import read_lines, spelling, spellings
@@ -16,7 +15,7 @@ from pipeline.long import cut_long
 from pipeline.manifest import read_manifest
 from pipeline.names import match_names
 from pipeline.options import BuildOptions
-from pipeline.scan import from_names, scan_corpus
+from pipeline.scan import files_of, scan_corpus
 from pipeline.sound_files import CONVERT, FOREIGN
 from pipeline.wake_words import add_negatives, add_silence, keep_labels
 
@@ -120,9 +119,7 @@ def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], l
 
 def _find_clips(lines: list[str], clip_ids: np.ndarray, audio_dir: str) -> tuple[np.ndarray, list[str]]:
     """Which clips some lines name, or the files of [shape=(n,), dtype=bool], and the lines that name none."""
-    parts = (np.char.find(clip_ids, b"#t=") >= 0).any()
-    files = from_names(lambda name: file_of(name.decode()).encode(), clip_ids) if parts else clip_ids
-    wanted = {line.encode() for line in lines}
+    files, wanted = files_of(clip_ids), {line.encode() for line in lines}
     pairs = zip(clip_ids, files, strict=True)
     listed = np.fromiter((name in wanted or file in wanted for name, file in pairs), bool, len(clip_ids))
     exact = {*clip_ids[listed].tolist(), *files[listed].tolist()}

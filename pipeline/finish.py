@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from cache.cli import InputError
-from cache.clip_id import file_of
 from cache.config import FeatureConfig
 from cache.files import csv_table
 from cache.index import TRAIN, Cache, clip_dtype, write_index
@@ -21,7 +20,7 @@ from pipeline.clips import VALIDATION
 from pipeline.lists import spelling
 from pipeline.options import BuildOptions
 from pipeline.provenance import read_provenance
-from pipeline.scan import NOISE_FOLDER
+from pipeline.scan import NOISE_FOLDER, files_of
 from pipeline.shard_task import FLAGS
 from pipeline.wake_words import NEGATIVES_FOLDER
 
@@ -172,7 +171,7 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np
     ----------
     clips : of the clip table, like `listing`
     """
-    files = np.array([file_of(name.decode()).encode() for name in listing["clip_id"].tolist()], bytes)
+    files = files_of(listing["clip_id"])
     sound = np.flatnonzero(contents != b"")
     _, first = np.unique(files[sound], return_index=True)  # parts of a file are no copies
     first = sound[first]

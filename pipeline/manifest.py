@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
-from cache.clip_id import file_of
 from pipeline.clips import Rows
 from pipeline.decode import PART_SLACK_S
 from pipeline.lists import spelling, spellings
 from pipeline.names import compile_pattern
 from pipeline.options import BuildOptions
-from pipeline.scan import from_names, scan_corpus
+from pipeline.scan import files_of, from_names, scan_corpus
 from pipeline.sound_files import is_recording
 from pipeline.stream import duration_seconds
 from pipeline.table import COLUMNS, Row, Table
@@ -148,9 +147,9 @@ def read_manifest(path: Path, audio_dir: Path, options: BuildOptions) -> tuple[n
 
 def _check_parts(clips: np.ndarray, table: Table, lines: Sequence[int]) -> None:
     """InputError where parts of one recording, or it and a part of it, are given to two sides of a split."""
-    if not (np.char.find(clips["clip_id"], b"#t=") >= 0).any():
+    clip_ids = clips["clip_id"]
+    if (files := files_of(clip_ids)) is clip_ids:
         return
-    files = from_names(lambda name: file_of(name.decode()).encode(), clips["clip_id"])
     names, first, file = np.unique(files, return_index=True, return_inverse=True)
     for column in ("split", "fold"):
         if (other := np.flatnonzero(clips[column] != clips[column][first][file])).size:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.cli import InputError
+from cache.clip_id import file_of
 from pipeline.sound_files import CONVERT, EXTENSIONS, FOREIGN, is_recording, read_file, reason_of
 
 NOISE_FOLDER = "_background_noise_"
@@ -129,6 +130,13 @@ def from_names(function: Callable[[bytes], bytes], names: np.ndarray) -> np.ndar
     """A function of each name, a part at a time [shape=(n,), dtype=bytes]."""
     starts = range(0, max(1, len(names)), _PART)
     return np.concatenate([np.array([*map(function, names[at : at + _PART].tolist())], bytes) for at in starts])
+
+
+def files_of(clip_ids: np.ndarray) -> np.ndarray:
+    """The file of each clip, as `cache.clip_id` has it [shape=(n,), dtype=bytes]; `clip_ids` where none is a part."""
+    if not (np.char.find(clip_ids, b"#t=") >= 0).any():
+        return clip_ids
+    return from_names(lambda name: file_of(name.decode()).encode(), clip_ids)
 
 
 def random_keys(names: np.ndarray, seed: int) -> np.ndarray:
