@@ -6,7 +6,7 @@ from typing import Any
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, say
 from cache.files import write_atomic
 from infer.console import print_table
-from infer.measure.figures import evaluate
+from infer.measure.figures import evaluate, together
 from infer.options import EvaluateOptions
 from infer.outputs import output_path
 from train.world import World
@@ -58,10 +58,8 @@ def _print_robustness(measured: dict[str, Any]) -> None:
 
 
 def _print_accuracies(figures: dict[str, Any]) -> None:
-    names = {"single": "single (mean)", "hard": "hard", "soft": "soft"}
-    names |= {f"{way}_tta": f"{way} + {figures.get('tta')} TTA" for way in ("soft", "hard")}
     rows = [(row["member"], row) for row in figures["members"]]
-    rows += [(names[key], figures[key]) for key in names if figures.get(key)]
+    rows += [("single (mean)", figures["single"]), *together(figures)]
     judge = rows[-1][0]
     if whole := figures["recordings"]:
         rows.append((f"of {whole['recordings']:,} recordings, the mean of their clips", whole))

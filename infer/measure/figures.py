@@ -65,11 +65,19 @@ def judge_and_measure(
     return figures, clips, verdict
 
 
+def together(figures: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """What is known of the members together: what it is called, and its accuracy; the last is what they answer."""
+    names = {"hard": "hard", "soft": "soft"}
+    names |= {f"{way}_tta": f"{way} + {figures.get('tta')} TTA" for way in ("soft", "hard")}
+    return [(name, figures[key]) for key, name in names.items() if figures.get(key)]
+
+
 def out_of_fold_figures(members: list[Member], clips: JudgedClips, mean: np.ndarray) -> dict[str, Any]:
     """Figures of every clip, judged by those members that did not train on it; `mean`: what they said together."""
-    together = accuracy_of(mean, clips.targets) if (clips.judged_by.sum(axis=0) > 1).any() else None  # of several runs
-    votes = dict.fromkeys(("hard", "soft_tta", "hard_tta"))
-    return {"source": "out of fold", **_figures(members, clips, mean), "soft": together, **votes}
+    several = (clips.judged_by.sum(axis=0) > 1).any()  # runs
+    others = dict.fromkeys(("hard", "soft_tta", "hard_tta"))
+    soft = accuracy_of(mean, clips.targets) if several else None
+    return {"source": "out of fold", **_figures(members, clips, mean), "soft": soft, **others}
 
 
 def _figures(members: list[Member], clips: JudgedClips, verdict: np.ndarray) -> dict[str, Any]:

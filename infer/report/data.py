@@ -15,7 +15,7 @@ from cache.cli import InputError
 from cache.config import FeatureConfig
 from infer.corpus import labelled_recordings
 from infer.labelled import JudgedClips, out_of_fold
-from infer.measure.figures import judge_and_measure, out_of_fold_figures
+from infer.measure.figures import judge_and_measure, out_of_fold_figures, together
 from infer.measure.scoring import coverage, reliability, suspects
 from infer.members import Member
 from infer.options import ReportOptions
@@ -27,7 +27,6 @@ from train.world import World
 
 _SUSPECTS = 200  # clips in the list of suspected labels
 _COLUMNS = 5  # labels in a clip's table of probabilities
-_FIGURES = {"single": "single, mean", "hard": "hard", "soft": "soft"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Source:
         """Everything but the single clips."""
         judged, confidence, targets = self.best.argmax(axis=1), self.best.max(axis=1), self.clips.targets
         pairs, counts = np.unique(np.stack([targets, judged]), axis=1, return_counts=True)
-        names = _FIGURES | {f"{way}_tta": f"{way} + {self.figures.get('tta')} TTA" for way in ("soft", "hard")}
+        figures = [("single, mean", self.figures["single"]), *together(self.figures)]
         ece, bins = reliability(confidence, judged == targets)
         found, likely = suspects(self.best, targets)
         listed = found[:_SUSPECTS].tolist()
@@ -52,7 +51,7 @@ class Source:
             "name": self.figures["source"],
             "clips": len(targets),
             "unreadable": self.clips.unreadable,
-            "figures": [{"name": name, **self.figures[key]} for key, name in names.items() if self.figures.get(key)],
+            "figures": [{"name": name, **accuracy} for name, accuracy in figures],
             "members": self.figures["members"],
             "matrix": np.stack([*pairs, counts], axis=1).tolist(),
             "ece": ece,
