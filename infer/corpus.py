@@ -43,7 +43,11 @@ def labelled_recordings(members: list[Member], options: LabelledOptions | Calibr
 def _without_background(recordings: Recordings, classes: list[str], source: str) -> Recordings:
     """Recordings in <label>/ folders, without those in folders that a build leaves out; says how many these are."""
     known = {spelling(label) for label in classes}
-    kept = [at for at, name in enumerate(recordings.names) if name.split("/")[0] in known or not is_background(name)]
+    kept = [
+        at
+        for at, name in enumerate(recordings.names)
+        if not is_background(name) or spelling(name.partition("/")[0]) in known
+    ]
     if len(kept) < len(recordings.names):
         left = f"{len(recordings.names) - len(kept):,} recordings in folders such as _background_noise_ are left out"
         if not kept:
@@ -131,14 +135,14 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
     share = min(member.hold_back for member in members)
     held_back = calibration_clips(cache, share)
     copies = _copies(cache, held_back, (cache.clips["split"] == TRAIN) & ~held_back)  # they tell nothing
-    official = cache.index["split"]["split"] == "official"
-    why = "the split is the corpus's official one" if official else f"--hold-back {share:g}"
-    why += f", but for {copies.sum():,} of recordings that were trained on, too" if copies.any() else ""
-    whole = any(member.fold == "none" for member in members)
-    why = "fold none trains on all" if whole else why
+    but = f", but for {copies.sum():,} of recordings that were trained on, too" if copies.any() else ""
+    why, more = f"--hold-back {share:g}{but}", ", or train with a larger --hold-back"
+    if any(member.fold == "none" for member in members):
+        why, more = "fold none trains on all", ""
+    elif cache.index["split"]["split"] == "official":
+        why, more = "the split is the corpus's official one", ""
     nothing = f"training held no clips back ({why}); use --input FOLDER of labelled recordings that no member was "
-    nothing += "trained on" if official or whole else "trained on, or train with a larger --hold-back"
-    return _recordings(cache, held_back & ~copies, options, nothing)
+    return _recordings(cache, held_back & ~copies, options, f"{nothing}trained on{more}")
 
 
 def _copies(cache: Cache, clips: np.ndarray, trained: np.ndarray) -> np.ndarray:
