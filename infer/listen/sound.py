@@ -108,12 +108,13 @@ def microphone(name: str | None, rate: int) -> Iterator[Sound]:
         devices: Any = require("sounddevice", "live")
     except OSError as error:
         raise InputError(f"{error}; sounddevice needs it: apt-get install libportaudio2") from None
-    blocks: queue.Queue[np.ndarray | None] = queue.Queue(_MOST_BLOCKS)
+    # Ctrl-C may leave the lock of a queue.Queue held, and sounddevice waits for the callback when it stops
+    blocks: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
 
     def put(block: np.ndarray | None) -> None:
-        try:
-            blocks.put_nowait(block)
-        except queue.Full:
+        if blocks.qsize() < _MOST_BLOCKS:
+            blocks.put(block)
+        else:
             sound.lost += 1
 
     def take(data: np.ndarray, frames: int, time: Any, status: Any) -> None:
@@ -142,7 +143,7 @@ def microphone(name: str | None, rate: int) -> Iterator[Sound]:
         raise InputError(f"microphone {name or '(the default)'}: {reason}; there: {there or 'none'}") from None
 
 
-def _taken(blocks: queue.Queue, name: str) -> Iterator[np.ndarray]:
+def _taken(blocks: queue.SimpleQueue, name: str) -> Iterator[np.ndarray]:
     while True:
         block = None
         for _ in range(2):  # the first wait may have run out while this process, or the machine, was asleep
