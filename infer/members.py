@@ -13,8 +13,8 @@ import torch
 from cache.cli import InputError, say
 from cache.config import FeatureConfig
 from infer.options import EnsembleOptions, trained_runs
-from train.checkpoint import load_checkpoint, taking_over
-from train.models import create_model
+from train.checkpoint import load_checkpoint
+from train.models import load_trained
 from train.precision import FORMATS, amp_dtype, device_name, find_faster_format, prediction_dtype
 from train.progress import FOLD_FOLDER, read_run
 from train.world import World
@@ -167,11 +167,9 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         raise InputError(f"{path}: is of fold {saved['fold']}; move {path.parent} away and train fold {fold}")
     options = saved["options"]
     config = FeatureConfig.from_dict(saved["features"], str(path))
-    with taking_over(path):
-        model = create_model(options["model"], len(saved["classes"]), (config.n_mels, config.n_frames))
-        model.load_state_dict(saved["model"])
+    model = load_trained(path, saved)
     heard = saved.get("heard")  # None or a tensor, as load_checkpoint has seen to
-    memory_format = memory_format_on(device, saved, model.eval(), config)
+    memory_format = memory_format_on(device, saved, model, config)
     return Member(
         run=run,
         fold=fold,

@@ -31,8 +31,8 @@ from tests.words_run import RUN, TRAINING, rebuild
 from train.calibration import RANGE, fit_temperature
 from train.checkpoint import load_arrays, load_checkpoint, save_arrays, save_checkpoint
 from train.folds import calibration_clips, select_fold
-from train.held_out import teacher_probs
 from train.run import main as train
+from train.teacher import teacher_probs
 
 TRAIN = TRAINING.split()
 

@@ -22,12 +22,12 @@ from cache.index import Cache
 from train.augment import batch_augment, default_mixup
 from train.data import Batches, batches_of
 from train.folds import Fold
-from train.held_out import teacher_probs
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
 from train.options import TrainOptions
 from train.precision import FORMATS, autocast, choose_memory_format, device_name, training_dtype
 from train.speech_embedding import check_features
+from train.teacher import Lessons
 from train.world import World
 
 # DDP's flag for not broadcasting BatchNorm's statistics in every step, and its name before torch 2.13
@@ -52,9 +52,15 @@ class Trainer:
     world : this rank
     cache : the opened cache
     fold : its clips
+    lessons : what a teacher says of them, where there is one
     """
 
-    def __init__(self, options: TrainOptions, world: World, cache: Cache, fold: Fold) -> None:
+    def __init__(
+        self, options: TrainOptions, world: World, cache: Cache, fold: Fold, lessons: Lessons | None = None
+    ) -> None:
+        if lessons:
+            training = np.concatenate([fold.training, lessons.unlabelled])
+            cache, fold = lessons.cache, dataclasses.replace(fold, training=training)
         self.world, self.cache, self.fold = world, cache, fold
         self.batches = Batches(world, cache, fold.training, options.batch_size, options.seed, options.resident)
         self.steps_per_epoch = len(fold.training) // options.batch_size
@@ -70,13 +76,13 @@ class Trainer:
         device = world.device
         targets, classes = cache.clips["target"].astype(np.int64), len(cache.classes)
         self._targets = torch.from_numpy(targets).to(device)
-        self._weights = self._taught = self.taught = None
+        self._weights = self._taught = None
         if options.balance:
             clips = np.bincount(targets[fold.training], minlength=classes)
             self._weights = torch.from_numpy(class_weights(clips, options.balance)).to(device)
-        if options.teacher:
-            probs, self.taught = teacher_probs(options.teacher, cache)
-            self._taught = torch.from_numpy(probs).to(device)
+        if lessons:
+            self._taught, self._teacher_share = (torch.from_numpy(x).to(device) for x in (lessons.probs, lessons.share))
+        self.taught = lessons and lessons.digest
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)
         if options.pretrained:
@@ -143,7 +149,7 @@ class Trainer:
         targets = self._targets[clips]
         x, y = features.float(), soft_targets(targets, len(self.cache.classes), self.options.label_smoothing)
         if self._taught is not None:
-            y = torch.lerp(y, self._taught[clips], self.options.teacher_share)
+            y = torch.lerp(y, self._taught[clips], self._teacher_share[clips])
         x, y = batch_augment(x, y, self._generator, self.options)
         x = x.contiguous(memory_format=self.memory_format)
         learning_rate = self.learning_rate(self.step)

@@ -1,13 +1,11 @@
-"""What folds said of the clips that they held out: ``oof.npz``, read and checked, and taken as a teacher."""
+"""What folds said of the clips that they held out: ``oof.npz``, read and checked."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from cache.cli import InputError
-from cache.index import TRAIN, Cache
-from train.calibration import fit_temperature
+from cache.index import Cache
 from train.checkpoint import AGAIN, load_arrays
 
 
@@ -53,37 +51,3 @@ def read_held_out(path: Path, cache: Cache, epoch: int | None = None) -> tuple[n
             f"is not finite; {AGAIN}, with a lower --lr or --amp off"
         )
     return clips, logits.astype(np.float64)
-
-
-def teacher_probs(run: str, cache: Cache) -> tuple[np.ndarray, str]:
-    """Out-of-fold probabilities of a run (Hinton, Vinyals & Dean 2015), each fold's at its own temperature.
-
-    A clip's probabilities are those of the member of its own fold, which did not train on it. The members together
-    have heard every speaker, so a student's validation is flattered: judge it on the split "test".
-
-    Parameters
-    ----------
-    run : a run folder whose folds are all trained on this cache's split
-    cache : the opened cache
-
-    Returns
-    -------
-    np.ndarray [shape=(n_clips, classes), dtype=float32], zero for the split "test"; and a digest of what was read
-
-    Raises
-    ------
-    InputError : a fold is missing, damaged or of another split, or the split holds only some clips out
-    """
-    from scipy.special import softmax  # see train/calibration.py
-
-    probs, digest = np.zeros((len(cache.clips), len(cache.classes)), np.float32), hashlib.sha256()
-    for fold in range(cache.index["split"]["folds"]):
-        path = Path(run) / f"fold{fold}" / "oof.npz"
-        if not path.exists():
-            raise InputError(f"--teacher: {path} is not there; the teacher needs all folds: train.run --fold all")
-        clips, logits = read_held_out(path, cache)
-        digest.update(clips.tobytes() + logits.tobytes())
-        probs[clips] = softmax(logits / fit_temperature(logits, cache.clips["target"][clips]), axis=1)
-    if not probs[cache.clips["split"] == TRAIN].any(axis=1).all():
-        raise InputError(f"--teacher: the split of {cache.folder} holds only some clips out; it needs --split kfold")
-    return probs, digest.hexdigest()

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from train.options import TrainOptions
 from train.record import Record, opened_for_writing
 from train.session import Session
 from train.stopping import StopSignal
+from train.teacher import Lessons, read_lessons
 from train.trained_on import check_unheard, contents_trained_on, own_checkpoint
 from train.world import World
 
@@ -34,9 +37,10 @@ def train(options: TrainOptions, world: World) -> int:
     folds = [options.fold] if options.fold != "all" else list(map(str, range(cache.index["split"]["folds"])))
     if options.weights:
         world.decide(lambda: _check_weights(options, cache, folds))
+    learn = functools.cache(functools.partial(read_lessons, options, cache, world) if options.teacher else lambda: None)
     stop = StopSignal()
     for fold in folds:
-        if status := _train_fold(options, world, cache, fold, stop):
+        if status := _train_fold(options, world, cache, fold, learn, stop):
             return status
     if world.is_main:
         run = f"{options.runs_dir}/{options.run_name}"
@@ -53,8 +57,19 @@ def _check_weights(options: TrainOptions, cache: Cache, folds: list[str]) -> Non
         check_unheard(str(options.weights), cache, [select_fold(cache, fold, options.hold_back) for fold in new])
 
 
-def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: str, stop: StopSignal) -> int:
+def _train_fold(
+    options: TrainOptions,
+    world: World,
+    cache: Cache,
+    fold_name: str,
+    learn: Callable[[], Lessons | None],
+    stop: StopSignal,
+) -> int:
     """Train one fold, or continue it, or say that it is finished.
+
+    Parameters
+    ----------
+    learn : asked for what a teacher says when a fold begins
 
     Returns
     -------
@@ -85,7 +100,8 @@ def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: st
             if world.device.type == "cpu" and saved["state"].get("amp") == "None":
                 kept["amp"] = "off"  # a run that has begun in float32 goes on in it
             options = dataclasses.replace(options, **kept)
-        trainer = Trainer(options, world, cache, fold)
+        lessons = learn()
+        trainer = Trainer(options, world, cache, fold, lessons)
         if saved:
             if saved["state"].get("taught", trainer.taught) != trainer.taught:
                 raise InputError(f"{record.folder}: --teacher says another thing than before; choose another --name")
@@ -94,6 +110,7 @@ def _train_fold(options: TrainOptions, world: World, cache: Cache, fold_name: st
             display.line(_describe_resume(fold_name, trainer, saved["state"]))
         if world.is_main:
             earlier = [saved] if saved else own_checkpoint(options.weights)
+            earlier += [{"heard": lessons.contents}] if lessons else []
             record.trained_on = contents_trained_on(cache, fold.training, options.hold_back, earlier)
             record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
             record.write_config(world)

@@ -3,11 +3,13 @@
 import difflib
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cache.cli import InputError, first_line
+from train.checkpoint import taking_over
 
 
 def create_model(
@@ -60,6 +62,15 @@ def create_model(
         if not drop_path:
             raise
         raise InputError(f"--drop-path {drop_path:g}: {name} has no stochastic depth; use 0") from error
+
+
+def load_trained(path: Path, saved: dict[str, Any]) -> torch.nn.Module:
+    """The model of a checkpoint's content, for evaluation, on the CPU; InputError where the two do not fit."""
+    size = saved["features"]["n_mels"], saved["features"]["n_frames"]
+    with taking_over(path):
+        model = create_model(saved["options"]["model"], len(saved["classes"]), size)
+        model.load_state_dict(saved["model"])
+    return model.eval()
 
 
 def start_classifier(model: torch.nn.Module, *, at_zero: bool) -> None:

@@ -1,11 +1,10 @@
 """New words for a trained run: recordings, the clips beside them, and the run that comes of it."""
 
 import contextlib
-import csv
+import dataclasses
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import unicodedata
@@ -18,7 +17,7 @@ import numpy as np
 from cache.cli import EXIT_OK, InputError, say
 from cache.config import FeatureConfig
 from cache.files import new_folder
-from cache.find import find_trained_cache, list_caches
+from cache.find import find_trained_cache
 from cache.index import TRAIN, Cache
 from train.calibration import fit_temperature
 from train.checkpoint import load_checkpoint, save_checkpoint
@@ -27,6 +26,7 @@ from train.last_layer import Backbone, fit_last_layer
 from train.options import AddWordsOptions
 from train.progress import FOLD_FOLDER
 from train.record import write_config
+from train.recordings import build_features
 from train.trained_on import clip_contents, contents_trained_on
 from train.world import World
 
@@ -92,47 +92,23 @@ def _read_folds(run: Path) -> dict[Path, dict[str, Any]]:
 def recordings_as_cache(audio: str, config: FeatureConfig) -> Iterator[Cache]:
     """A folder of recordings as a cache with a run's features, which is gone when the block ends.
 
-    It is built by a process of its own: training itself needs no audio library.
-
     Raises
     ------
     InputError : no such folder, a recording that cannot be used, or whatever the build says
     """
     if not Path(audio).is_dir() or not any(path.is_dir() for path in Path(audio).iterdir()):
         raise InputError(f"--audio {audio}: no such folder, or none in it; expected {audio}/<word>/*.wav")
-    names = "sample_rate clip_seconds n_fft n_mels fmin fmax top_db normalize".split()
-    flags = {name: getattr(config, name) for name in names}
-    flags |= {"width": config.n_frames, "win_length": config.win_length or config.n_fft}
-    flags |= {"num_views": _VIEWS, "augment": config.augment, "folds": 2, "group_by": "none"}
-    flags |= {"audio_dir": audio, "jobs": 1}
+    config = dataclasses.replace(config, num_views=_VIEWS)
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or nothing is cleared away
     try:
         with tempfile.TemporaryDirectory(prefix="melshard-") as folder:
-            command = [sys.executable, "-m", "pipeline.build_cache", "--one-label", f"--cache-dir={folder}"]
-            command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            if done.returncode:
-                raise InputError(_describe_failure(audio, Path(folder), done.stderr))
-            cache = Cache(list_caches(folder)[0])
-            if cache.config.view_config != config.view_config:
-                raise InputError(f"{audio}: this version makes other features than the run's; train the run again")
-            yield cache
+            yield build_features(audio, config, Path(folder), "--jobs=1")
+    except InputError as error:
+        if few := re.search(r"fewer speakers \(or clips\) than .* for: (.*?);", str(error)):  # than its folds
+            raise InputError(f"{audio}: fewer than {_FEWEST} different recordings of {few[1]}; add some") from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _describe_failure(audio: str, folder: Path, said: str) -> str:
-    """Why a build failed, in one line."""
-    for path in folder.glob("*/rejected.csv"):
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rejected = list(csv.DictReader(file))
-        such = f"{rejected[0]['file']} ({rejected[0]['reason']})"
-        return f"{audio}: recordings that cannot be used: {len(rejected)}, such as {such}; repair or remove them"
-    lines = said.strip().splitlines() or ["no reason given"]
-    known = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if known and (few := re.search(r"fewer speakers \(or clips\) than .* for: (.*?);", known[-1])):  # than its folds
-        return f"{audio}: fewer than {_FEWEST} different recordings of {few[1]}; add some"
-    return known[-1] if known else f"{audio}: its features could not be computed ({lines[-1]})"
 
 
 def check_words(new: Cache, known: list[str], options: AddWordsOptions) -> dict[str, int]:

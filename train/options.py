@@ -33,7 +33,10 @@ class TrainOptions(Flags):
     ohem: float = flag(1.0, "share of the batch, the hardest clips, that the loss keeps", (0.01, 1))
     balance: float = flag(0.0, "weigh classes by their number of clips to minus this (1: all classes alike)", (0, 2))
     teacher: str | None = flag(None, "also learn from what this run's folds said out of fold", metavar="RUN")
-    teacher_share: float = flag(0.5, "share of the target that is the teacher's probabilities", (0, 1))
+    unlabelled: str | None = flag(
+        None, "recordings without labels, to learn from what all of the teacher's folds say of them", metavar="FOLDER"
+    )
+    teacher_share: float = flag(0.5, "share of a label's target that is the teacher's probabilities", (0, 1))
     mixup: float | None = flag(
         None, "alpha of mixup (0: off; default: 0.2, less where a label is heard under 2,000 times)", (0, 100)
     )
@@ -61,6 +64,8 @@ class TrainOptions(Flags):
         super().__post_init__()
         if self.name and any(not part or part.startswith(".") for part in self.name.split("/")):
             raise InputError(f"--name {self.name}: expected a name, which the run's folder gets")
+        if self.unlabelled and not self.teacher:
+            raise InputError("--unlabelled needs --teacher RUN, which says what is in these recordings")
         if self.fold not in ("all", "none") and not self.fold.isdecimal():
             raise InputError(f"--fold {self.fold}; expected a number, all or none")
         if self.fold.isdecimal():

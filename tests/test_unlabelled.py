@@ -1,0 +1,172 @@
+"""Recordings without labels: a teacher judges them, and a student learns from what it says."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from cache.find import find_cache
+from cache.index import Cache
+from infer.evaluate.__main__ import main as evaluate
+from infer.predict.__main__ import main as predict
+from tests.conftest import RATE, synthesise
+from tests.train_helpers import torchrun
+from tests.words_run import RUN, TRAINING, WORDS, rebuild
+from train.checkpoint import load_checkpoint
+from train.options import TrainOptions
+from train.run import main as train
+from train.teacher import read_lessons
+from train.world import World, run_in_world
+
+STUDENT = [*TRAINING.split(), "--epochs", "1", "--fold", "none", "--teacher", RUN, "--name", "student"]
+LABELS = ["no", "noise", "up", "yes"]
+
+
+@pytest.fixture
+def more(project: Path) -> Path:
+    """A flat folder of 30 recordings by other speakers, one of the corpus, and a file that is no recording."""
+    folder = project / "more"
+    folder.mkdir()
+    for n in range(30):
+        noise = np.random.default_rng(n).standard_normal(RATE).astype(np.float32) * (0.3 if n % 2 else 0)
+        soundfile.write(folder / f"{n}.wav", synthesise(n % len(WORDS), 30 + n, n) + noise, RATE)
+    shutil.copy("data/audio/yes/a0000001_nohash_0.wav", folder / "x.y.wav")
+    (folder / "z.wav").write_bytes(b"no sound")
+    return folder
+
+
+def lessons_of(**flags: object):
+    """What `read_lessons` gives in one process."""
+    options = TrainOptions(teacher=RUN, **flags)  # type: ignore[arg-type]
+    found = []
+
+    def body(world: World) -> int:
+        found.append(read_lessons(options, Cache(find_cache("data/cache", 32, 32)), world))
+        return 0
+
+    assert run_in_world("cpu", body) == 0
+    return found[0]
+
+
+def test_a_student_learns_what_the_teacher_says_of_them(more: Path, capsys: pytest.CaptureFixture) -> None:
+    """It trains on these, too, with what predict says of them as their target; the corpus's own are left out."""
+    assert train([*STUDENT, "--unlabelled", "more"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "more: 30 clips without labels, 1 left out that the corpus has, or a list for testing, 1 that cannot be used: "
+        in said
+    )
+    assert "126 training" in said  # 4 labels, 8 speakers, 3 clips each
+    lessons = lessons_of(unlabelled="more", teacher_share=0.25)
+    names = [name.decode() for name in lessons.cache.clips["clip_id"][lessons.unlabelled]]
+    assert sorted(names) == sorted(f"{n}.wav" for n in range(30))
+    flags = ["--run", RUN, "--input", "more", "--output", "said.csv", "--probabilities", "probs.csv"]
+    assert predict([*flags, "--tta", "1", "--device", "cpu", "--amp", "off"]) == 1
+    with open("probs.csv", newline="") as file:
+        rows = {row["file"]: [float(row[label] or 0) for label in LABELS] for row in csv.DictReader(file)}
+    assert np.allclose(lessons.probs[lessons.unlabelled], [rows[name] for name in names], atol=1e-4)
+    assert lessons.probs[lessons.unlabelled].max(axis=1).min() < 0.9  # of something that nobody is sure of
+    assert (lessons.share[lessons.unlabelled] == 1).all()
+    assert (lessons.share[: -len(names)] == 0.25).all()
+    clips = lessons.cache.clips[lessons.unlabelled]
+    assert (clips["target"] == lessons.probs[lessons.unlabelled].argmax(axis=1)).all()
+    own, other = Cache(find_cache("data/cache", 32, 32)), lessons.cache
+    assert (other.gather(np.arange(len(own.clips)), 1) == own.gather(np.arange(len(own.clips)), 1)).all()
+    rows_of_more = lessons.cache.gather(lessons.unlabelled, 0)
+    assert np.isfinite(rows_of_more).all()
+    assert len(np.unique(rows_of_more.reshape(30, -1), axis=0)) == 30
+
+
+def test_nobody_is_judged_by_recordings_without_labels_that_were_trained_on(
+    more: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Their content is known as heard, as that of clips with labels is."""
+    assert train([*STUDENT, "--unlabelled", "more"]) == 0
+    (more.parent / "judged/yes").mkdir(parents=True)
+    shutil.copy("more/2.wav", "judged/yes/renamed.wav")
+    capsys.readouterr()
+    flags = ["--device", "cpu", "--tta", "1", "--input", "judged"]
+    assert evaluate(["--run", "runs/student", "--folds", "none", *flags]) == 2
+    assert "was trained on 1 of its 1 recordings" in capsys.readouterr().err
+    assert evaluate(["--run", RUN, *flags]) == 0
+
+
+def test_a_student_goes_on_only_with_the_same_recordings(more: Path, capsys: pytest.CaptureFixture) -> None:
+    """A finished run says so without a look at the folder; a longer one is refused where the folder has changed."""
+    assert train([*STUDENT, "--unlabelled", "more"]) == 0
+    assert train([*STUDENT, "--unlabelled", "more"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    last = Path("runs/student/foldnone/last.pt")
+    taught = load_checkpoint(last)["state"]["taught"]
+    assert lessons_of(unlabelled="more").digest == taught
+    assert lessons_of().digest != taught
+    (more / "7.wav").unlink()
+    assert lessons_of(unlabelled="more").digest != taught
+
+
+def test_two_ranks_share_the_judging(more: Path) -> None:
+    """They learn the same as one: the digest of what was taught has the order in it."""
+    command = [*STUDENT[:-1], "two", "--unlabelled", "more", "--cache-dir", "data/cache", "--runs-dir", "runs"]
+    root = Path.cwd()
+    absolute = [str(root / flag) if (root / flag).exists() else flag for flag in command]
+    status, output = torchrun(*absolute)
+    assert status == 0, output
+    assert output.count("30 clips without labels") == 1
+    assert (
+        load_checkpoint(root / "runs/two/foldnone/last.pt")["state"]["taught"] == lessons_of(unlabelled="more").digest
+    )
+
+
+def test_a_teacher_may_have_other_features(more: Path) -> None:
+    """Then it hears the recordings in its own."""
+    from pipeline.build_cache import main as build
+
+    first = lessons_of(unlabelled="more")
+    assert build("--n-mels 40 --num-views 1 --folds 2 --jobs 1".split()) == 0
+    other = lessons_of(unlabelled="more", n_mels=40)
+    assert other.cache.config.n_mels == 32
+    flags = ["--cache-dir", "data/cache", "--n-mels", "40", "--name", "wide", "--batch-size", "12"]
+    assert train([*STUDENT, *flags, "--unlabelled", "more"]) == 0
+    saved = load_checkpoint(Path("runs/wide/foldnone/last.pt"))
+    assert saved["features"]["n_mels"] == 40
+    assert saved["state"]["taught"] == first.digest
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--unlabelled", "nowhere"], "nowhere: no such folder"),
+        (["--unlabelled", "data/audio"], "holds no other recordings than"),
+        (["--unlabelled", "empty"], "empty: no recordings"),
+        (["--unlabelled", "junk"], "junk"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(
+    more: Path, flags: list[str], expected: str, capsys: pytest.CaptureFixture
+) -> None:
+    """A folder that is not there, the corpus itself, and folders without recordings."""
+    (more.parent / "empty").mkdir()
+    (more.parent / "junk").mkdir()
+    shutil.copy(more / "z.wav", more.parent / "junk")
+    capsys.readouterr()
+    assert train([*STUDENT, *flags]) == 2
+    captured = capsys.readouterr().err
+    assert expected in captured
+    assert captured.count("error:") == 1
+
+
+def test_recordings_without_labels_need_a_teacher(capsys: pytest.CaptureFixture) -> None:
+    """Nobody else says what they are."""
+    assert train(["--unlabelled", "more"]) == 2
+    assert "--unlabelled needs --teacher RUN" in capsys.readouterr().err
+
+
+def test_a_teacher_of_another_corpus_is_refused(more: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its folds would have heard what the student is judged by."""
+    soundfile.write("data/audio/yes/a0000009_nohash_0.wav", synthesise(1, 20, 0), RATE)
+    rebuild()
+    assert train([*STUDENT, "--unlabelled", "more"]) == 2
+    assert "another split" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""What a teacher says of clips: out of fold of those with labels, and all its folds together of those without."""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.cli import InputError, say
+from cache.config import FeatureConfig
+from cache.files import file_checksum
+from cache.index import TRAIN, Cache, JoinedCache
+from train.calibration import fit_temperature
+from train.checkpoint import AGAIN, load_checkpoint
+from train.data import batches_of
+from train.held_out import read_held_out
+from train.models import load_trained
+from train.options import TrainOptions
+from train.recordings import build_features
+from train.trained_on import clip_contents
+from train.world import World
+
+_BATCH = 64
+_NO_LABEL = r"(?P<label>\.)(?P<fold>[^.])[^.]*$"  # the build wants both, and finds them in any suffix
+
+
+@dataclasses.dataclass
+class Lessons:
+    """What a student learns beside labels, and from which clips."""
+
+    cache: Cache
+    """The run's, whose clip table may go on with clips without labels."""
+    unlabelled: np.ndarray
+    """These, as indices into it [shape=(n,)]."""
+    contents: np.ndarray
+    """Of each of these, see `train.trained_on` [shape=(n,), dtype=int64]."""
+    probs: np.ndarray
+    """What the teacher says of every clip [shape=(n_clips, classes), dtype=float32]; zero for the split "test"."""
+    share: np.ndarray
+    """The share of a clip's target that this is [shape=(n_clips, 1), dtype=float32]."""
+    digest: str
+    """Of what the teacher said out of fold and, where there are clips without labels, of its weights and of these."""
+
+
+def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
+    """What the flags' teacher says of a cache's clips, and of recordings without labels; call on all ranks.
+
+    Raises
+    ------
+    InputError : as :func:`teacher_probs`; or recordings whose features cannot be computed, or which the cache holds
+    """
+    run, folder = Path(str(options.teacher)), options.unlabelled
+    probs, digest = teacher_probs(str(run), cache)
+    share = np.full((len(probs), 1), options.teacher_share, np.float32)
+    if not folder:
+        return Lessons(cache, np.empty(0, np.int64), np.empty(0, np.int64), probs, share, digest)
+    paths = [run / f"fold{fold}" / "best.pt" for fold in range(cache.index["split"]["folds"])]
+    members = [load_checkpoint(path) for path in paths]
+    for path, saved in zip(paths, members, strict=True):
+        if (saved["split_digest"], saved["classes"]) != (cache.index["split"]["digest"], cache.classes):
+            raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
+    more = heard = _features(folder, cache.config, cache, world)
+    config = FeatureConfig.from_dict(members[0]["features"], str(paths[0])).view_config
+    if config != cache.config.view_config:  # a teacher with features of its own
+        heard = _features(folder, config, cache, world)
+        if not np.array_equal(heard.clips["clip_id"], more.clips["clip_id"]):
+            raise InputError(f"{folder}: changed meanwhile; run this again")
+    known, contents = clip_contents(cache), clip_contents(more)
+    if known is None or contents is None:
+        raise InputError(f"{cache.folder}: does not say which recordings it holds; build it again")
+    new = np.flatnonzero((more.clips["split"] == TRAIN) & ~np.isin(contents, known))
+    if not len(new):
+        raise InputError(f"--unlabelled {folder}: holds no other recordings than {cache.folder}")
+    if world.is_main:
+        left_out, unusable = len(contents) - len(new), more.index["counts"]["rejected"]
+        say(
+            f"{folder}: {len(new):,} clips without labels"
+            + f", {left_out:,} left out that the corpus has, or a list for testing" * bool(left_out)
+            + f", {unusable:,} that cannot be used: {more.folder}/rejected.csv" * bool(unusable)
+        )
+    said = np.mean([_judge(*member, heard, new, world) for member in zip(paths, members, strict=True)], axis=0)
+    inputs = [digest, *map(file_checksum, paths), hashlib.sha256(contents[new].tobytes()).hexdigest()]
+    return Lessons(
+        cache=JoinedCache(cache, more, new, said.argmax(axis=1)),
+        unlabelled=len(probs) + np.arange(len(new)),
+        contents=contents[new],
+        probs=np.concatenate([probs, said]),
+        share=np.concatenate([share, np.ones_like(said[:, :1])]),
+        digest=hashlib.sha256("".join(inputs).encode()).hexdigest(),
+    )
+
+
+def _features(folder: str, config: FeatureConfig, cache: Cache, world: World) -> Cache:
+    """A cache of recordings without labels, which lies beside the labelled ones' and is built as far as it is not."""
+    name = hashlib.sha256(f"{os.path.realpath(folder)} {config.digest}".encode()).hexdigest()[:12]
+    cache_dir = cache.folder.absolute().parent / "unlabelled" / name
+
+    def build() -> str:
+        say(f"{folder}: computing the features that are not in {cache_dir}")
+        return str(build_features(folder, config, cache_dir, "--skip-bad", f"--pattern={_NO_LABEL}").folder)
+
+    return Cache(world.decide(build))
+
+
+def _judge(path: Path, saved: dict[str, Any], cache: Cache, clips: np.ndarray, world: World) -> np.ndarray:
+    """What a member says of some clips, on every rank [shape=(n, classes), dtype=float32]."""
+    model = load_trained(path, saved).to(world.device)
+    with torch.inference_mode():
+        mine = batches_of(cache, clips[world.rank :: world.world_size], _BATCH, world.device)
+        logits = torch.cat([torch.empty(0, len(saved["classes"])), *[model(x).float().cpu() for x in mine]])
+    probs = np.empty((len(clips), len(saved["classes"])), np.float32)
+    for rank, part in enumerate(world.gather((logits / saved["temperature"]).softmax(dim=1))):
+        probs[rank :: world.world_size] = part
+    if not np.isfinite(probs).all():
+        raise InputError(f"{path}: what it says of {cache.folder} is not finite; {AGAIN}, with a lower --lr")
+    return probs
+
+
+def teacher_probs(run: str, cache: Cache) -> tuple[np.ndarray, str]:
+    """Out-of-fold probabilities of a run (Hinton, Vinyals & Dean 2015), each fold's at its own temperature.
+
+    A clip's probabilities are those of the member of its own fold, which did not train on it. The members together
+    have heard every speaker, so a student's validation is flattered: judge it on the split "test".
+
+    Parameters
+    ----------
+    run : a run folder whose folds are all trained on this cache's split
+    cache : the opened cache
+
+    Returns
+    -------
+    np.ndarray [shape=(n_clips, classes), dtype=float32], zero for the split "test"; and a digest of what was read
+
+    Raises
+    ------
+    InputError : a fold is missing, damaged or of another split, or the split holds only some clips out
+    """
+    probs, digest = np.zeros((len(cache.clips), len(cache.classes)), np.float32), hashlib.sha256()
+    for fold in range(cache.index["split"]["folds"]):
+        path = Path(run) / f"fold{fold}" / "oof.npz"
+        if not path.exists():
+            raise InputError(f"--teacher: {path} is not there; the teacher needs all folds: train.run --fold all")
+        clips, logits = read_held_out(path, cache)
+        digest.update(clips.tobytes() + logits.tobytes())
+        temperature = fit_temperature(logits, cache.clips["target"][clips])
+        probs[clips] = torch.from_numpy(logits / temperature).softmax(dim=1).numpy()
+    if not probs[cache.clips["split"] == TRAIN].any(axis=1).all():
+        raise InputError(f"--teacher: the split of {cache.folder} holds only some clips out; it needs --split kfold")
+    return probs, digest.hexdigest()
