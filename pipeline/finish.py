@@ -206,16 +206,16 @@ def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np
 
 
 def _check_labels(audio_dir: Path, classes: list[str]) -> None:
-    """InputError where a label holds control characters, or two differ in Unicode normalisation only."""
+    """InputError where a label holds control characters, or two differ in Unicode normalisation, blanks or .0 only."""
     labels: dict[str, str] = {}
     for label in classes:
         if any(unicodedata.category(c) == "Cc" for c in label):
             raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename it")
-        other = labels.setdefault(spelling(label), label)
+        other = labels.setdefault(spelling(" ".join(label.split()).removesuffix(".0")), label)
         if other != label:
             raise InputError(
                 f"{audio_dir}: the labels {other!a} and {label!a} are one in two spellings, such as two forms of "
-                "Unicode; use one (of two folders: move the recordings of one into the other)"
+                "Unicode, other blanks, 1 and 1.0; use one (of two folders: move the recordings of one into the other)"
             )
 
 

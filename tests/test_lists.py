@@ -150,6 +150,16 @@ def test_labels_in_two_forms_of_unicode_are_refused(corpus: Path, build) -> None
     assert r"the labels 'gro\u0308\xdfe' and 'gr\xf6\xdfe' are one in two spellings, such as two forms of" in output
 
 
+@pytest.mark.parametrize("labels", [("ja", "ja "), ("big  dog", "big dog"), ("1", "1.0")])
+def test_labels_that_differ_in_blanks_or_as_numbers_are_refused(corpus: Path, build, labels: tuple[str, str]) -> None:
+    """Nobody means two labels by them."""
+    for label in labels:
+        shutil.copytree(corpus / "yes", corpus / label)
+    status, output = build()
+    assert status == 2
+    assert f"the labels {labels[0]!r} and {labels[1]!r} are one in two spellings" in output
+
+
 def test_labels_to_judge_by_may_have_another_form() -> None:
     """Recordings of a folder in one form belong to the class in the other."""
     recordings = Recordings(["", ""], [NFD("größe/a.wav"), "no/a.wav"])
