@@ -20,6 +20,7 @@ SPLITS = {
 LISTS = {"validation_list.txt": VALIDATION, "testing_list.txt": TEST}
 """The corpus's lists, and the split of the clips that they name; the later wins."""
 _DIGITS = re.compile(r"(\d+)")
+_WHOLE = re.compile(r"^0*(\d+)(?:\.0+)?$")  # the number of a fold, which a program may have written as 01 or 1.0
 _PART = 65536  # clips
 
 
@@ -60,7 +61,7 @@ class Rows:
             if fold.lower() in SPLITS:
                 what = f"{fold!r} is a split, not a fold: name it so (--columns split=…, or (?P<split>…) in --pattern)"
                 raise ValueError("fold", what if fold else "empty")
-            number = self._folds.setdefault(fold, len(self._folds))
+            number = self._folds.setdefault(_WHOLE.sub(r"\1", fold), len(self._folds))
         if speaker and self._grouped:
             first = self._sides.setdefault(speaker, (side, number, place))
             if first[:2] != (side, number):

@@ -245,8 +245,9 @@ def test_faults_of_tables_are_named(four: Path, capsys, text: str | bytes, expec
         TABLE.replace("a.wav", "./a.wav").replace("b.wav", "audio\\b.wav").replace("d.wav", "deep/d.wav"),
         TABLE.replace(".wav", ""),
         TABLE.replace("filename", "WAV").replace("label", "Kind"),
+        TABLE.replace("s1,1\nc", "s1,1.0\nc").replace("s2,2\nd", "s2,02\nd"),
     ],
-    ids=["plain", "Windows", "semicolons", "tabs", "quotes", "paths", "no suffix", "other names"],
+    ids=["plain", "Windows", "semicolons", "tabs", "quotes", "paths", "no suffix", "other names", "numbers"],
 )
 def test_tables_as_programs_write_them(four: Path, text: str) -> None:
     """All are the same table."""
