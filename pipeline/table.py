@@ -55,7 +55,7 @@ class Table:
 
     def __init__(self, path: Path, columns: str | None = None) -> None:
         self.path, self._text = path, read_text(path)
-        head = self._text.lstrip("\r\n").partition("\n")[0]
+        head = re.sub(r'"[^"]*"', "", self._text.lstrip("\r\n").partition("\n")[0])
         self._delimiter = max(_DELIMITERS, key=head.count)
         header = [cell.lower() for cell in next(self._cells(), (1, []))[1]]
         self.names = _find_columns(path, header, columns)

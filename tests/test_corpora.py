@@ -241,13 +241,14 @@ def test_faults_of_tables_are_named(four: Path, capsys, text: str | bytes, expec
         "\ufeff" + TABLE.replace("\n", "\r\n"),
         TABLE.replace(",", ";"),
         TABLE.replace(",", "\t"),
+        TABLE.replace("fold", 'fold,"a; b; c; d; e; f"').replace("1\n", "1,\n").replace("2\n", "2,\n"),
         TABLE.replace("a.wav", '"a.wav"').replace("\n", "\n\n"),
         TABLE.replace("a.wav", "./a.wav").replace("b.wav", "audio\\b.wav").replace("d.wav", "deep/d.wav"),
         TABLE.replace(".wav", ""),
         TABLE.replace("filename", "WAV").replace("label", "Kind"),
         TABLE.replace("s1,1\nc", "s1,1.0\nc").replace("s2,2\nd", "s2,02\nd"),
     ],
-    ids=["plain", "Windows", "semicolons", "tabs", "quotes", "paths", "no suffix", "other names", "numbers"],
+    ids="plain Windows semicolons tabs quoted-header quotes paths no-suffix other-names numbers".split(),
 )
 def test_tables_as_programs_write_them(four: Path, text: str) -> None:
     """All are the same table."""
