@@ -21,6 +21,8 @@ from pipeline.stream import duration_seconds
 from pipeline.table import COLUMNS, Row, Table
 
 _PART = 65536  # rows
+_NOTHING = [b"nan", b"none", b"null", b"na", b"n/a", b"<na>"]
+"""What programs write into a cell that they have no value for, in lower case."""
 
 
 class Files:
@@ -140,6 +142,11 @@ def read_manifest(path: Path, audio_dir: Path, options: BuildOptions) -> tuple[n
     notes = [f"{path}: {len(clips):,} rows; {used}"]
     if missing:
         notes.append(f"left out: {len(missing):,} rows; {missing[0]}")
+    for meaning, name in (("label", "label"), ("group", "speaker")):
+        empty = np.flatnonzero(np.isin(np.char.lower(clips[name]), _NOTHING))
+        if empty.size and meaning in table.names:
+            what = f"{clips[name][empty[0]].decode()!r} may mean that nothing is known; taken as it is"
+            notes.append(f"{table.fault(taken.lines[empty[0]], meaning, what)} (rows: {empty.size:,})")
     if not (clips["speaker"] != b"").any():
         notes.append("speakers: none known, so that one may stand on both sides of a fold; name them in a column group")
     return clips, folds, notes

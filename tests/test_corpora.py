@@ -403,6 +403,16 @@ def test_labels_that_are_lists_and_long_parts_are_said(four: Path, capsys) -> No
         assert ("6 of 6 recordings last 0.9 s; kept: the loudest 0.3 s" in output) is long
 
 
+def test_words_for_missing_values_are_said(four: Path) -> None:
+    """A cell of nan may be a word or a fault, which the owner of the table knows."""
+    Path("t.csv").write_text(TABLE.replace("x,s2", "NaN,s2").replace("y,s2", "None,n/a"))
+    notes = read_corpus(BuildOptions(manifest="t.csv")).notes
+    assert "t.csv, line 4, column label: 'NaN' may mean that nothing is known; taken as it is (rows: 2)" in notes
+    assert "t.csv, line 5, column speaker: 'n/a' may mean that nothing is known; taken as it is (rows: 1)" in notes
+    Path("t.csv").write_text(TABLE)
+    assert not any("nothing is known" in note for note in read_corpus(BuildOptions(manifest="t.csv")).notes)
+
+
 def test_what_looks_like_speakers_or_splits_is_said(here: Path, capsys) -> None:
     """Folders below a label, and labels called train and test, are met with the pattern that takes them."""
     rng = np.random.default_rng(4)
