@@ -14,6 +14,7 @@ from pipeline.stream import read_header
 
 _LOOKS = 2000  # at most, evenly spread
 _USUAL = 0.5  # of the recordings that were looked at
+_MUCH_LONGER = 4  # times a clip: then several clips of a recording may serve better than one long clip
 
 
 def describe_loss(clip_ids: np.ndarray, options: BuildOptions, config: FeatureConfig) -> list[str]:
@@ -39,7 +40,8 @@ def describe_loss(clip_ids: np.ndarray, options: BuildOptions, config: FeatureCo
         alike = np.abs(seconds - usual) <= 0.01 * usual
         kept = f"the loudest {config.clip_seconds:g} s at "
         if alike.mean() > _USUAL and usual <= MAX_SECONDS:
-            what, keep = f"last {usual:.3g} s", [f"--clip-seconds {usual:.3g}"]
+            several = " (or --long split)" * (usual > _MUCH_LONGER * config.clip_seconds)
+            what, keep = f"last {usual:.3g} s", [f"--clip-seconds {usual:.3g}{several}"]
         else:
             alike, what, keep = longer, f"last up to {seconds.max():.3g} s", ["--long split"]
     if (rates == rate).mean() > _USUAL and rate != config.sample_rate:

@@ -71,7 +71,7 @@ def test_esc50(here: Path, capsys) -> None:
     assert build([*flags, "--cache-dir", "lossy"]) == 0
     assert (
         "40 of 40 recordings last 5 s at 44,100 Hz; kept: the loudest 1 s at 16,000 Hz; "
-        "to keep all: --clip-seconds 5 --sample-rate 44100\n" in capsys.readouterr().out
+        "to keep all: --clip-seconds 5 (or --long split) --sample-rate 44100\n" in capsys.readouterr().out
     )
     assert build([*flags, "--clip-seconds", "5", "--sample-rate", "44100"]) == 0
     output = capsys.readouterr().out
