@@ -105,7 +105,7 @@ def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], l
         if moved := int((other & ((clips["split"] != TRAIN) | (before != TRAIN).any())).sum()):
             warnings.append(f"{name}: takes {moved:,} clips from another split")
         clips["split"][listed] = side
-        notes.append(f"{name}: {len(lines):,} lines, {listed.sum():,} clips")
+        notes.append(f"{name}: {len(lines):,} lines, {listed.sum():,} clips" + " before --keep" * bool(options.keep))
         if missing and not (options.ignore_missing and listed.any()):
             remedy = ", or go on without them with --ignore-missing" if listed.any() else ""
             raise InputError(

@@ -528,6 +528,7 @@ def test_unknown_is_as_frequent_as_its_share_says(here: Path, capsys) -> None:
     tested = [f"{label}/{number}.wav" for label in ("up", "bed", "cat") for number in (3, 4)]
     (here / "data/audio/testing_list.txt").write_text("\n".join(tested))
     assert build(["--keep", "up,up", "--long", "split", "--folds", "2", *SMALL]) == 0
+    assert "testing_list.txt: 6 lines, 6 clips before --keep\n" in capsys.readouterr().out
     cache = built()
     assert cache.classes == ["unknown", "up"]
     for side, clips in ((TEST, 2), (1 - TEST, 6)):
