@@ -145,11 +145,12 @@ def random_keys(names: np.ndarray, seed: int) -> np.ndarray:
 
 
 def noise_files(audio_dir: Path) -> list[Path]:
-    """The corpus's background recordings, sorted."""
+    """The corpus's background recordings, also those in folders of their folder, sorted."""
     folder = Path(audio_dir) / NOISE_FOLDER
-    files = sorted(path for path in folder.glob("*") if is_recording(path.name) and not path.is_dir())
+    entries = walk(str(folder), skipped=(".",)) if folder.is_dir() else ()
+    files = sorted(Path(entry.path) for entry in entries if is_recording(entry.name))
     for path in files:
-        _check_name(folder, os.fsencode(path.name))
+        _check_name(folder, os.fsencode(path.relative_to(folder)))
     return files
 
 

@@ -123,7 +123,7 @@ def add_silence(clips: np.ndarray, options: BuildOptions, folds: int) -> np.ndar
         at = int(rng.choice(roomy))
         start = rng.uniform(begin[at], end[at])
         part = Part(start, start + options.clip_seconds, rng.uniform(_QUIETEST, 0))
-        name = f"{NOISE_FOLDER}/{files[at].name}{part}".encode()
+        name = f"{files[at].relative_to(options.audio_dir).as_posix()}{part}".encode()
         rows.append((name, stamp_of(files[at].stat()), SILENCE.encode(), b"", *sides[side][:2]))
     return np.concatenate([clips, as_clips(rows)])
 

@@ -490,8 +490,8 @@ def test_wake_words(here: Path, capsys) -> None:
             name = f"{number % 6:08x}_nohash_{number // 6}.wav"
             soundfile.write(here / "data/audio" / label / name, sound(at, 1, 16000, rng), 16000)
     noise = here / "data/audio/_background_noise_"
-    noise.mkdir()
-    for name in ("tap", "hum"):
+    (noise / "outdoors").mkdir(parents=True)
+    for name in ("tap", "outdoors/rain"):
         soundfile.write(noise / f"{name}.wav", sound(1, 20, 16000, rng), 16000)
     flags = ["--keep", "up, down", "--silence", "10", "--folds", "2", *SMALL]
     assert build(["--keep", "up,dwon", *SMALL]) == 2
@@ -507,6 +507,7 @@ def test_wake_words(here: Path, capsys) -> None:
         file, part = split_clip_id(clip["clip_id"].decode())
         assert -40 <= part.gain_db < 0
         ends.setdefault((file, int(clip["fold"])), []).extend([part.start_s, part.end_s])
+    assert {file for file, _ in ends} == {"_background_noise_/outdoors/rain.wav", "_background_noise_/tap.wav"}
     for file in {file for file, _ in ends}:
         assert max(ends.get((file, 0), [0])) <= 10 <= min(ends.get((file, 1), [20]))
     quiet = read_clip(f"data/audio/{file}{Part(3, 4, -20.0)}", FeatureConfig()).samples
