@@ -75,7 +75,8 @@ def finish(
     keep = set(alive) | set(known["shard"][bad].tolist())
     for number in shard_numbers(folder) - keep:
         remove_shard(folder, number)
-    notes = [*_describe_cancelled(found), *list_copies(folder / COPIES, listing, _contents(found), clips)]
+    background = () if options.manifest else (NOISE_FOLDER, NEGATIVES_FOLDER)  # a table may name clips there
+    notes = [*_describe_cancelled(found), *list_copies(folder / COPIES, listing, _contents(found), clips, background)]
     return [*notes, *_describe_split(clips, classes, settings)]
 
 
@@ -164,18 +165,21 @@ def _describe_cancelled(found: np.ndarray) -> list[str]:
     return [f"the channels of {len(names):,} recordings cancel to silence, such as {', '.join(names[:3])}"]
 
 
-def list_copies(path: Path, listing: np.ndarray, contents: np.ndarray, clips: np.ndarray) -> list[str]:
+def list_copies(
+    path: Path, listing: np.ndarray, contents: np.ndarray, clips: np.ndarray, background: tuple[str, ...]
+) -> list[str]:
     """Write the recordings whose content another file has, too; says how many there are, and which should not be.
 
     Parameters
     ----------
     clips : of the clip table, like `listing`
+    background : folders whose recordings are not looked at
     """
     files = files_of(listing["clip_id"])
     sound = np.flatnonzero(contents != b"")
     _, first = np.unique(files[sound], return_index=True)  # parts of a file are no copies
     first = sound[first]
-    for folder in (NOISE_FOLDER, NEGATIVES_FOLDER):  # nor is background
+    for folder in background:
         first = first[~np.char.startswith(files[first], f"{folder}/".encode())]
     _, group, counts = np.unique(contents[first], return_inverse=True, return_counts=True)
     first, group = first[counts[group] > 1], group[counts[group] > 1]

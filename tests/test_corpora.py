@@ -403,6 +403,15 @@ def test_labels_that_are_lists_and_long_parts_are_said(four: Path, capsys) -> No
         assert ("6 of 6 recordings last 0.9 s; kept: the loudest 0.3 s" in output) is long
 
 
+def test_copies_below_any_folder_of_a_table_are_named(four: Path, capsys) -> None:
+    """What a table names is a clip, also where a folder per label has background."""
+    (four / "data/audio/_background_noise_").mkdir()
+    (four / "data/audio/_background_noise_/e.wav").write_bytes((four / "data/audio/a.wav").read_bytes())
+    Path("t.csv").write_text(TABLE + "e.wav,y,s2,2\n")
+    assert build(["--manifest", "t.csv", *SMALL]) == 0
+    assert "1 recordings have copies on another side of the given split" in capsys.readouterr().out
+
+
 def test_words_for_missing_values_are_said(four: Path) -> None:
     """A cell of nan may be a word or a fault, which the owner of the table knows."""
     Path("t.csv").write_text(TABLE.replace("x,s2", "NaN,s2").replace("y,s2", "None,n/a"))
