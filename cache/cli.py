@@ -111,6 +111,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: ``1 clip``, ``2,000 clips``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def say(text: str, *, error: bool = False) -> None:
     """Print a line for the user at once, escaped as by :func:`printable`; with `error` on stderr."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)

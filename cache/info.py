@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, command, flag, printable
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, command, counted, flag, printable
 
 if TYPE_CHECKING:
     from cache.index import Cache
@@ -38,7 +38,7 @@ def describe(folder: Path) -> tuple[list[str], bool]:
     from cache.index import INDEX, Cache
 
     files = [path.stat().st_size for path in folder.glob("shard-*.h5")]
-    size = f"  size       {len(files):,} shards, {sum(files) / 1e9:.2f} GB"
+    size = f"  size       {counted(len(files), 'shard')}, {sum(files) / 1e9:.2f} GB"
     if not (folder / INDEX).exists():
         return [f"{folder}: incomplete; finish it with python -m pipeline.build_cache", size], True
     try:
@@ -57,8 +57,8 @@ def _describe_content(cache: "Cache") -> list[str]:
     grouping = f", grouped by {split['group_by']}" if split["split"] == "kfold" else ""
     return [
         f"  features   {config.n_mels} mels x {config.n_frames} frames, n_fft {config.n_fft}, "
-        f"{config.clip_seconds:g} s at {config.sample_rate} Hz, {config.num_views} views ({config.augment})",
-        f"  clips      {len(clips):,} of {cache.speakers:,} speakers; {counts}",
+        f"{config.clip_seconds:g} s at {config.sample_rate} Hz, {counted(config.num_views, 'view')} ({config.augment})",
+        f"  clips      {len(clips):,} of {counted(cache.speakers, 'speaker')}; {counts}",
         f"  labels     {len(cache.classes)}: {' '.join(cache.classes)}",
         f"  split      {split['split']}{grouping}; folds of {', '.join(f'{n:,}' for n in folds)} clips; "
         f"{cache.test_clips:,} test",

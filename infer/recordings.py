@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, counted
 from cache.index import TEST
 from infer.options import EnsembleOptions
 from pipeline.clips import SPLITS
@@ -89,7 +89,7 @@ def list_recordings(source: str, options: EnsembleOptions | None = None) -> Reco
             raise InputError(f"{error}; nor is it a recording ({', '.join(EXTENSIONS)})") from None
         paths = find_files(names, path.parent)
         there = sum(map(os.path.lexists, paths))
-        recordings = Recordings(paths, names, f"{source}: {len(names):,} lines, {there:,} files")
+        recordings = Recordings(paths, names, f"{source}: {counted(len(names), 'line')}, {counted(there, 'file')}")
     else:
         raise InputError(f"{source}: no such {'table' if table else 'folder or file'}")
     if not recordings.paths:

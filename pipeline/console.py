@@ -6,7 +6,7 @@ import time
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cache.cli import InputError, printable, say
+from cache.cli import InputError, counted, printable, say
 from cache.find import find_cache
 from cache.index import Cache
 from pipeline.build import build_cache
@@ -49,23 +49,23 @@ def build_with_progress(options: BuildOptions) -> Cache:
     for warning in warnings:
         say(warning, error=True)
     if rejected := cache.index["counts"]["rejected"]:
-        say(f"{rejected:,} files were rejected; why: {cache.folder / REJECTED}", error=True)
+        say(f"{counted(rejected, 'file')} rejected; why: {cache.folder / REJECTED}", error=True)
     return cache
 
 
 def _print_summary(options: BuildOptions, cache: Cache, built: int, seconds: float, notes: list[str]) -> None:
     """Say what is in the cache, what happened to odd clips, and what to type next."""
     shards, counts, folds = cache.index["shards"], cache.index["counts"], cache.index["split"]["folds"]
-    speed = f", {built / seconds:,.0f} clips/s" if built else ""
+    speed = f", {built / seconds:,.1f} clips/s" if built else ""
     tested, views = cache.test_clips, cache.config.num_views
-    groups = "speakers" if options.long != "split" and not options.manifest else "groups"
-    speakers = f" of {cache.speakers:,} {groups}" if cache.speakers else ""
-    clips = f"{len(cache.clips):,} clips{speakers}" + (f" ({tested:,} in the test split)" if tested else "")
+    group = "speaker" if options.long != "split" and not options.manifest else "group"
+    speakers = f" of {counted(cache.speakers, group)}" if cache.speakers else ""
+    clips = f"{counted(len(cache.clips), 'clip')}{speakers}" + (f" ({tested:,} in the test split)" if tested else "")
     lines = [
         f"{cache.folder}",
-        f"  {clips}, {len(cache.classes)} labels, {views} views each",
-        f"  {folds} folds; {len(shards)} shard{'s' * (len(shards) != 1)}, {cache.bytes / 1e6:,.0f} MB; "
-        f"built {built:,} clips in {seconds:.1f} s{speed}",
+        f"  {clips}, {counted(len(cache.classes), 'label')}, {counted(views, 'view')} each",
+        f"  {counted(folds, 'fold')}; {counted(len(shards), 'shard')}, {cache.bytes / 1e6:,.1f} MB; "
+        f"built {counted(built, 'clip')} in {seconds:.1f} s{speed}",
         "  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if name != "cancelled"),
     ]
     lines += [f"  {note}" for note in (_describe_labels(cache), *notes)]

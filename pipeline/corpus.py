@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, counted
 from cache.index import TRAIN
 from pipeline.clips import LISTS, VALIDATION
 from pipeline.lists import read_lines, spelling, spellings
@@ -103,9 +103,10 @@ def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], l
         listed, missing = _find_clips(lines, clips["clip_id"], options.audio_dir)
         other = listed & (clips["split"] != side)
         if moved := int((other & ((clips["split"] != TRAIN) | (before != TRAIN).any())).sum()):
-            warnings.append(f"{name}: takes {moved:,} clips from another split")
+            warnings.append(f"{name}: takes {counted(moved, 'clip')} from another split")
         clips["split"][listed] = side
-        notes.append(f"{name}: {len(lines):,} lines, {listed.sum():,} clips" + " before --keep" * bool(options.keep))
+        found = f"{counted(len(lines), 'line')}, {counted(listed.sum(), 'clip')}"
+        notes.append(f"{name}: {found}" + " before --keep" * bool(options.keep))
         if missing and not (options.ignore_missing and listed.any()):
             remedy = ", or go on without them with --ignore-missing" if listed.any() else ""
             raise InputError(

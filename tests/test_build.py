@@ -227,7 +227,7 @@ def test_repaired_clips_are_all_that_is_touched(corpus, build, tmp_path):
     soundfile.write(corpus / "yes" / "zero.wav", synthesise(7, 0, 0), RATE)
     status, output = build()
     assert status == 0
-    assert "built 1 clips" in output
+    assert "built 1 clip in" in output
     assert not (only_cache(tmp_path / "cache") / "rejected.csv").exists()
     assert before.items() < state(tmp_path / "cache").items()
 
@@ -363,7 +363,7 @@ def test_a_corpus_that_was_copied_or_touched(corpus, build, tmp_path):
         os.utime(path)
     status, output = build()
     assert status == 0
-    assert "built 1 clips" in output
+    assert "built 1 clip in" in output
     assert before.items() <= state(tmp_path / "cache").items()
     before_ns = changed.stat().st_mtime_ns
     soundfile.write(
@@ -371,7 +371,7 @@ def test_a_corpus_that_was_copied_or_touched(corpus, build, tmp_path):
     )  # into the same inode, as some archivers do, which set the time
     os.utime(changed, ns=(before_ns, before_ns))
     status, output = build()
-    assert (status, "built 1 clips" in output) == (0, True)
+    assert (status, "built 1 clip in" in output) == (0, True)
 
 
 def test_a_lost_index_costs_the_folds_and_says_so(corpus, build, tmp_path, capsys):

@@ -292,14 +292,14 @@ def test_lists_beside_a_table(four: Path) -> None:
     Path("data/audio/testing_list.txt").write_text("a.wav\ndeep/d.wav\n")
     corpus = read_corpus(BuildOptions(manifest="t.csv"))
     assert corpus.clips["split"].tolist() == [TEST, TRAINED, TRAINED, TEST]
-    assert corpus.warnings == ["testing_list.txt: takes 1 clips from another split"]
+    assert corpus.warnings == ["testing_list.txt: takes 1 clip from another split"]
     Path("data/audio/validation_list.txt").write_text("b.wav\n")
     corpus = read_corpus(BuildOptions(pattern="(?P<label>[a-d])", split="official"))
     assert corpus.clips["split"].tolist() == [TEST, VALIDATION, TRAINED, TEST]
     assert corpus.warnings == [], "the two lists contradict nobody"
     Path("data/audio/validation_list.txt").write_text("b.wav\na.wav\n")
     corpus = read_corpus(BuildOptions(pattern="(?P<label>[a-d])", split="official"))
-    assert corpus.warnings == ["testing_list.txt: takes 1 clips from another split"]
+    assert corpus.warnings == ["testing_list.txt: takes 1 clip from another split"]
 
 
 def test_splits_of_a_table(four: Path, capsys) -> None:

@@ -73,7 +73,7 @@ def test_lines_of_predict_s_list_that_name_no_file_stay_rows(corpus: Path) -> No
     (corpus / "list.txt").write_text(f"{NAMES[0]}\nno/missing.wav\nmußte/é.wav\n")
     found = list_recordings(str(corpus / "list.txt"))
     assert found.paths[1:] == ["no/missing.wav", "mußte/é.wav"]
-    assert found.note.endswith("list.txt: 3 lines, 1 files")
+    assert found.note.endswith("list.txt: 3 lines, 1 file")
 
 
 @pytest.mark.parametrize("name", ["testing_list.txt", "validation_list.txt"])

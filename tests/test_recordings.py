@@ -94,7 +94,7 @@ def test_want_of_memory_is_no_verdict_on_a_recording(corpus: Path, build, monkey
         assert build()[0] == 1
     status, output = build()
     assert status == 0
-    assert "built 1 clips" in output
+    assert "built 1 clip in" in output
 
 
 CUT = [("WAV", subtype) for subtype in ("PCM_16", "PCM_24", "FLOAT", "ULAW", "IMA_ADPCM", "GSM610")]

@@ -60,7 +60,7 @@ def test_rejected_files_are_told_on_stderr(recordings: Path, capsys: pytest.Capt
     cache_dir = recordings.parent / "cache"
     assert build(["--audio-dir", str(recordings), "--cache-dir", str(cache_dir), "--jobs", "1", *SMALL]) == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith("1 files were rejected; why: ")
+    assert shown.err.startswith("1 file rejected; why: ")
     assert shown.err.strip().endswith("rejected.csv")
     assert "1 rejected" in shown.out
     assert "rejected.csv" not in shown.out

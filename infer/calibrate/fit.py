@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, counted, say
 from cache.files import read_sealed, write_sealed
 from infer.corpus import labelled_recordings
 from infer.detections import thresholds_of
@@ -67,7 +67,8 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
         content |= _thresholds(members, ensemble, judged, options, world)
     if world.is_main:
         write_sealed(ensemble.path, content, indent=1)
-        say(f"{len(members)} members, {options.tta} views, {len(mean):,} clips that none was trained on")
+        said = f"{counted(len(members), 'member')}, {counted(options.tta, 'view')}, {counted(len(mean), 'clip')}"
+        say(f"{said} that none was trained on")
         say(f"accuracy {before['accuracy']:.4f}")
         say(
             f"temperature {temperature:.3f}: mean confidence {before['confidence']:.4f} -> {after['confidence']:.4f}, "

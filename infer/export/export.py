@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cache.cli import EXIT_OK, InputError, require, say
+from cache.cli import EXIT_OK, InputError, counted, require, say
 from cache.files import write_atomic
 from infer.console import print_table
 from infer.corpus import cached_test_split, check_not_trained_on
@@ -89,7 +89,7 @@ def export(options: ExportOptions, world: World) -> int:
                 measured.append(_measure(quantised, name, clips, options))
         write_atomic(card, about.encode())
     _print_measured(f"CPU, {len(clips)} clips of {title}", measured, _targets(recordings, members, source))
-    say(f"{output}: {len(members)} members, {options.tta} views; verified; described in {card}")
+    say(f"{output}: {counted(len(members), 'member')}, {counted(options.tta, 'view')}; verified; described in {card}")
     if doubt := ensemble.describe_doubt():
         say(doubt, error=True)
     if kind is web:

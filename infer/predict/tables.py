@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, say
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, counted, say
 from cache.files import csv_table
 from infer.corpus import cached_test_split
 from infer.detections import thresholds_of
@@ -50,10 +50,10 @@ def predict(options: PredictOptions, world: World) -> int:
     believed = thresholds_of(classes, options.min_confidence, ensemble.thresholds, 0.0)
     bad, unknown = _write_tables(options, recordings, classes, believed, judged)
     files, seconds = len(recordings.paths), time.monotonic() - started
-    say(f"{options.output}: {files:,} files judged in {seconds:.1f} s, {files / seconds:,.0f} files/s")
+    say(f"{options.output}: {counted(files, 'file')} judged in {seconds:.1f} s, {files / seconds:,.1f} files/s")
     if options.windows:
         found = sum(len(each) for files in judged for each in files.detections)
-        say(f"{options.windows}: {found:,} detections, with their times")
+        say(f"{options.windows}: {counted(found, 'detection')}, with their times")
     if believed.any():
         below = (
             f"{options.min_confidence:g}" if options.min_confidence else f"their labels' thresholds in {ensemble.path}"
