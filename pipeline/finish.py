@@ -25,6 +25,7 @@ from pipeline.shard_task import FLAGS
 from pipeline.wake_words import NEGATIVES_FOLDER
 
 REJECTED, COPIES = "rejected.csv", "copies.csv"
+_AS_FLOAT = re.compile(r"^(\d+)\.0$")
 _SEPARATOR = re.compile(r"\s*[,;|]\s*")
 
 
@@ -210,12 +211,12 @@ def list_copies(
 
 
 def _check_labels(audio_dir: Path, classes: list[str]) -> None:
-    """InputError where a label holds control characters, or two differ in Unicode normalisation, blanks or .0 only."""
+    """InputError where a label holds control characters, or two differ in Unicode's forms, blanks, or as 1 and 1.0."""
     labels: dict[str, str] = {}
     for label in classes:
         if any(unicodedata.category(c) == "Cc" for c in label):
             raise InputError(f"{audio_dir}: the label {label!a} holds control characters; rename it")
-        other = labels.setdefault(spelling(" ".join(label.split()).removesuffix(".0")), label)
+        other = labels.setdefault(spelling(_AS_FLOAT.sub(r"\1", " ".join(label.split()))), label)
         if other != label:
             raise InputError(
                 f"{audio_dir}: the labels {other!a} and {label!a} are one in two spellings, such as two forms of "
