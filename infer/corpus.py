@@ -128,6 +128,14 @@ def cached_test_split(members: list[Member], options: EnsembleOptions) -> Record
     return _recordings(cache, tested, options, nothing)
 
 
+def cached_clips(members: list[Member], options: EnsembleOptions) -> tuple[str, Recordings]:
+    """Clips of the first member's cache, and what they are: of the split "test", or all where it has none."""
+    cache = find_member_cache(members[0], options.cache_dir)
+    tested = cache.clips["split"] == TEST
+    source, chosen = ("the cache's test split", tested) if tested.any() else ("the cache", ~tested)
+    return source, _recordings(cache, chosen, options, "no clip")
+
+
 def cached_calibration_clips(members: list[Member], options: EnsembleOptions) -> Recordings:
     """The clips that no fold was trained on, as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)

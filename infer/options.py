@@ -227,7 +227,7 @@ class ExportOptions(EnsembleOptions):
     )
     check: str | None = flag(
         None,
-        "recordings to verify on (default: data/test, or the cache's test split); <label>/ folders give accuracies",
+        "recordings to verify on (default: data/test, or clips of the cache); <label>/ folders give accuracies",
         metavar="FOLDER",
     )
     check_clips: int = flag(64, "how many of them", AT_LEAST_1)

@@ -18,6 +18,7 @@ from cache.index import TRAIN as TRAINED
 from infer.audit.__main__ import main as audit
 from infer.calibrate.__main__ import main as calibrate
 from infer.evaluate.__main__ import main as evaluate
+from infer.export.__main__ import main as export
 from infer.predict.__main__ import main as predict
 from infer.report.__main__ import main as report
 from pipeline.build_cache import main as build
@@ -58,6 +59,7 @@ def use(capsys: pytest.CaptureFixture, table: str, audio: str, clips: int) -> di
     assert '"error"' not in page[: page.index("</script>")]
     assert predict([*run, "--tta", "1", "--input", table, "--audio-dir", audio]) == 0
     assert len(Path("predictions.csv").read_text().splitlines()) == clips + 1
+    assert export(["--folds", "0", "--tta", "1", "--check-clips", "2"]) == 0
     capsys.readouterr()
     assert evaluate([*run, "--tta", "1", "--manifest", table, "--audio-dir", audio]) == 2
     assert "was trained on" in capsys.readouterr().err

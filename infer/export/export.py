@@ -13,7 +13,7 @@ import numpy as np
 from cache.cli import EXIT_OK, InputError, counted, require, say
 from cache.files import write_atomic
 from infer.console import print_table
-from infer.corpus import cached_test_split, check_not_trained_on
+from infer.corpus import cached_clips, check_not_trained_on
 from infer.ensemble import Ensemble
 from infer.export import onnx_file, safetensors_file, web
 from infer.export.card import card_path, write_card
@@ -130,9 +130,8 @@ def _recordings(options: ExportOptions, members: list[Member]) -> tuple[str, Rec
         source = options.check or "data/test"
         recordings = list_recordings(source, options)
     else:
-        source = "the cache's test split"
         try:
-            recordings = cached_test_split(members, options)
+            source, recordings = cached_clips(members, options)
         except InputError as error:
             raise InputError(f"no recordings to verify on; name some with --check FOLDER ({error})") from None
     there = len(recordings.paths)
