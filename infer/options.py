@@ -32,14 +32,16 @@ class MemberOptions(Flags):
 
     @property
     def run_folders(self) -> list[str]:
-        """The run folders: those named, or the one that the training flags name."""
+        """The run folders: those named, the one that the training flags name, or the only one there is."""
         if self.run:
             return list({os.path.realpath(folder): folder.rstrip("/") for folder in self.run}.values())
         given = {name: value for name in ("model", "n_mels", "width") if (value := getattr(self, name)) is not None}
         named = f"{self.runs_dir}/{TrainOptions(**given).run_name}"
         there = trained_runs(self.runs_dir)
-        if given or named in there or not there:
+        if given or named in there:
             return [named]
+        if not there:
+            raise InputError(f"{self.runs_dir}: no trained run; train one with python -m train.run, or use --run")
         if len(there) > 1:
             raise InputError(
                 f"{self.runs_dir}: several runs; choose with {' or '.join(f'--run {run}' for run in there)}"

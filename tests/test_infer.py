@@ -359,6 +359,7 @@ def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -
     [
         (("--run", "runs/none"), "choose with --run (there: runs/run0, runs/run1"),
         ((), "runs: several runs; choose with --run runs/run0 or --run runs/run1"),
+        (("--runs-dir", "nowhere"), "nowhere: no trained run; train one with python -m train.run, or use --run"),
         (("--run", "runs/run0", "--min-confidence", "60"), "--min-confidence 60; expected 0 to 1"),
         (("--run", "runs/run0", "--hop-seconds", "0.1"), "--hop-seconds needs --windows"),
         (("--run", "runs/run0", "--window-confidence", "0.9"), "--window-confidence needs --windows"),
