@@ -35,8 +35,6 @@ class JudgedFiles:
     """Per file, why it could not be judged, or the empty string."""
     detections: list[list[Detection]]
     """Of each file, by start."""
-    seconds: list[float]
-    """Length of each file; 0 where it could not be judged."""
 
 
 def judge_in_windows(
@@ -87,7 +85,7 @@ def judge_windows(
     batch_size : windows in a forward pass
     """
     config = shared_clip(judge.members)
-    errors, lengths = [""] * len(paths), [0.0] * len(paths)
+    errors = [""] * len(paths)
     spans: collections.deque[tuple] = collections.deque()  # of the items given to the judge: file, start, end, whole?
 
     def items() -> Iterator[str | np.ndarray]:
@@ -102,7 +100,7 @@ def judge_windows(
             except (InputError, OSError) as error:
                 errors[file] = reason_of(error)
                 continue
-            cut, lengths[file] = len(loudest.samples) > 0, seconds
+            cut = len(loudest.samples) > 0
             spans.append((file, 0, 0 if cut else seconds * config.sample_rate, True))
             yield loudest.samples if cut else path
 
@@ -119,6 +117,5 @@ def judge_windows(
                 found[file] += detectors[file].add(scores, first / config.sample_rate, end / config.sample_rate)
     for file, error in enumerate(errors):
         found[file] = [] if error else sorted(found[file] + detectors[file].end())
-        lengths[file] = 0.0 if error else lengths[file]
     probs[[bool(error) for error in errors]] = 0
-    return JudgedFiles(probs, errors, found, lengths)
+    return JudgedFiles(probs, errors, found)

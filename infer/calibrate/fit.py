@@ -108,20 +108,9 @@ def _fit(
 def _thresholds(
     members: list[Member], ensemble: Ensemble, judged: JudgedClips, options: CalibrateOptions, world: World
 ) -> dict[str, Any]:
-    """Per label the lowest threshold that keeps its false alarms to what is wanted.
-
-    Raises
-    ------
-    InputError : too few hours to tell
-    """
-    folder, wanted = str(options.negatives), float(options.false_alarms_per_hour or 0)
-    alarms = find_false_alarms(folder, members, ensemble, judged, options, world)
-    if alarms.hours * wanted < 1:
-        least = f"{1 / wanted:.1f} hours or more" if wanted else "a number above 0"
-        raise InputError(
-            f"{folder}: {alarms.hours:.2f} hours do not show whether there are {wanted:g} false alarms in an hour; it "
-            f"takes {least}"
-        )
+    """Per label the lowest threshold that keeps its false alarms to what is wanted."""
+    wanted = float(options.false_alarms_per_hour or 0)
+    alarms = find_false_alarms(str(options.negatives), members, ensemble, judged, options, world, wanted)
     return {
         "thresholds": {label: alarms.threshold(label, wanted) for label in alarms.confidences},
         "false_alarms_per_hour": wanted,

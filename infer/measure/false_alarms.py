@@ -15,6 +15,7 @@ from infer.members import Member
 from infer.options import WINDOW_THRESHOLD, EnsembleOptions
 from infer.recordings import Recordings, list_recordings
 from infer.windows import judge_in_windows
+from pipeline.stream import duration_seconds
 from pipeline.wake_words import SILENCE, UNKNOWN
 from train.world import World
 
@@ -44,20 +45,35 @@ class FalseAlarms:
 
 
 def find_false_alarms(
-    folder: str, members: list[Member], ensemble: Ensemble, words: JudgedClips, options: EnsembleOptions, world: World
+    folder: str,
+    members: list[Member],
+    ensemble: Ensemble,
+    words: JudgedClips,
+    options: EnsembleOptions,
+    world: World,
+    wanted: float | None = None,
 ) -> FalseAlarms:
     """Judge recordings of any length, divided over the ranks, as predict --windows does.
 
     Parameters
     ----------
     words : recordings of the words, none of which may be among them
+    wanted : false alarms in an hour, which the recordings must be long enough to show
 
     Raises
     ------
-    InputError : nothing there, a recording that cannot be read, that a member was trained on, or that is of a word
+    InputError : nothing there, a recording that cannot be read, that a member was trained on, or that is of a word; or
+        too few hours, which the headers tell before any is judged
     """
     classes = members[0].classes
     recordings = world.decide(functools.partial(list_negatives, folder, members, words))
+    hours = sum(map(duration_seconds, recordings.paths)) / 3600
+    if wanted is not None and hours * wanted < 1:
+        least = f"{1 / wanted:.1f} hours or more" if wanted else "a number above 0"
+        raise InputError(
+            f"{folder}: {hours:.2f} hours do not show whether there are {wanted:g} false alarms in an hour; it takes "
+            f"{least}"
+        )
     judged = judge_in_windows(members, ensemble, recordings.paths, None, np.zeros(len(classes)), options, world)
     errors = [error for files in judged for error in files.errors]
     for name, error in zip(recordings.names, errors, strict=True):
@@ -67,7 +83,6 @@ def find_false_alarms(
     for detection in (each for files in judged for of_file in files.detections for each in of_file):
         if detection.label in found:
             found[detection.label].append(detection.confidence)
-    hours = sum(seconds for files in judged for seconds in files.seconds) / 3600
     if not hours:
         raise InputError(f"{folder}: recordings without any sound; name others")
     return FalseAlarms(folder, hours, {label: np.sort(each)[::-1] for label, each in found.items()})

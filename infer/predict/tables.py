@@ -35,7 +35,7 @@ def predict(options: PredictOptions, world: World) -> int:
     check_outputs(options, classes)
 
     def judge_clips(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
-        return (JudgedFiles(ensemble(said.probs), said.errors, [], []) for said in judge.judge(groups))
+        return (JudgedFiles(ensemble(said.probs), said.errors, []) for said in judge.judge(groups))
 
     if options.windows:
         least = thresholds_of(classes, options.window_confidence, ensemble.thresholds, WINDOW_THRESHOLD)
