@@ -41,6 +41,7 @@ from pipeline.build_cache import main as build
         (["--n-mels", "64"], "no finished cache of 64 mels x 64 frames .*mel32x32.*build_cache --n-mels 64"),
         (["--weights", "nowhere.pt"], "--weights nowhere.pt: no such file"),
         (["--weights", "nowhere.pt", "--pretrained"], "--pretrained and --weights are two starts; use one"),
+        (["--fold", "none", "--hold-back", "0.1"], "--fold none trains on everything.*leave out --hold-back"),
         (["--name", ".."], r"--name \.\.: expected a name"),
         (["--amp", "fp16"], "--amp fp16 needs a CUDA device"),
         (["--cache-dir", "nowhere"], "nowhere"),

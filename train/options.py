@@ -98,13 +98,15 @@ def options_from(flags: dict[str, Any]) -> TrainOptions:
 
     Raises
     ------
-    InputError : unknown recipe, or a value out of range
+    InputError : unknown recipe, flags that contradict each other, or a value out of range
     """
     name = flags.get("recipe")
     if name is not None and name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
     if flags.get("pretrained") and flags.get("weights"):
         raise InputError("--pretrained and --weights are two starts; use one")
+    if flags.get("hold_back") and flags.get("fold") == "none":
+        raise InputError("--fold none trains on everything, so it holds nothing back; leave out --hold-back")
     return TrainOptions(**{**({} if name is None else RECIPES[name]), **flags})
 
 
