@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +21,10 @@ import pytest
 import soundfile
 import torch
 
+from cache.cli import InputError
 from infer.judge import Judge
 from infer.listen.__main__ import main
+from infer.listen.sound import microphone
 from infer.predict.__main__ import main as predict
 from tests.conftest import RATE, ROOT, synthesise
 from tests.words_run import RUN, WORDS
@@ -288,6 +291,21 @@ def test_what_follows_the_sound_of_a_long_file_is_no_sound(heard) -> None:
     status, found, error = heard(more)
     assert (status, found) == heard(sound)[:2]
     assert "9.1 s heard" in error
+
+
+def test_without_any_microphone_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the sound library finds no device at all, one line names the way around it."""
+
+    def query_devices(*chosen: object) -> list:
+        if chosen:
+            raise RuntimeError("Error querying device -1")
+        return []
+
+    library = types.SimpleNamespace(query_devices=query_devices, PortAudioError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "sounddevice", library)
+    said = r"\(the default\): Error querying device -1; there: none; connect one, or pipe sound in: arecord .* -$"
+    with pytest.raises(InputError, match=said), microphone(None, RATE):
+        pass
 
 
 @pytest.fixture

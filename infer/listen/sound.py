@@ -139,8 +139,9 @@ def microphone(name: str | None, rate: int) -> Iterator[Sound]:
         if isinstance(error, InputError):
             raise
         there = ", ".join(each["name"] for each in devices.query_devices() if each["max_input_channels"])
+        there = there or "none; connect one, or pipe sound in: arecord -f S16_LE -r 16000 | python -m infer.listen -"
         reason = str(error).partition("\n")[0]
-        raise InputError(f"microphone {name or '(the default)'}: {reason}; there: {there or 'none'}") from None
+        raise InputError(f"microphone {name or '(the default)'}: {reason}; there: {there}") from None
 
 
 def _taken(blocks: queue.SimpleQueue, name: str) -> Iterator[np.ndarray]:
