@@ -232,18 +232,24 @@ def test_planted_label_errors_are_suspected() -> None:
 
 
 def test_audit_lists_a_clip_of_another_label(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A clip that its member surely takes for another label is first in the table."""
+    """A clip that its member surely takes for another label is first in the table, and in the report that is named."""
     path = runs / "copy/fold0/oof.npz"
     arrays = load_arrays(path)
     other = (arrays["target"][5] + 1) % len(arrays["classes"])
     arrays["logits"][5] = 50 * np.eye(len(arrays["classes"]))[other]
     save_arrays(path, **arrays)
-    assert audit(["--run", str(runs / "copy"), "--output", str(tmp_path / "suspects.csv")]) == 0
+    shutil.copytree("data/cache", tmp_path / "cache")
+    flags = ["--run", str(runs / "copy"), "--cache-dir", str(tmp_path / "cache")]
+    assert audit([*flags, "--output", str(tmp_path / "suspects.csv")]) == 0
     with open(tmp_path / "suspects.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["file"] == arrays["clip_id"][5].decode()
     assert rows[0]["suspected"] == arrays["classes"][other]
-    assert f"{len(rows)} of " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{len(rows)} of " in said
+    assert "infer.report --split oof, with the same flags but for --output" in said
+    assert report([*flags, "--split", "oof", "--device", "cpu", "--output", str(tmp_path / "report.html")]) == 0
+    assert f'"suspected":[["{rows[0]["file"]}"' in (tmp_path / "report.html").read_text()
 
 
 def test_student_learns_what_the_teacher_said(runs: Path, capsys: pytest.CaptureFixture) -> None:

@@ -25,5 +25,5 @@ def audit(options: AuditOptions) -> int:
             scores = [f"{probs[clip, each]:.4f}" for each in (other, target)]
             table.writerow([names[clip], classes[target], classes[other], *scores])
     say(f"{options.output}: {len(found):,} of {len(names):,} labels are suspected ({len(found) / len(names):.2%})")
-    say("listen to the worst of them: python -m infer.report --split oof, with the same --run and --folds")
+    say("listen to the worst of them: python -m infer.report --split oof, with the same flags but for --output")
     return 0
