@@ -5,9 +5,8 @@ python -m cache.verify
 
 import contextlib
 import dataclasses
-import sys
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, command, flag, printable
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, command, flag, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,16 +29,16 @@ def main(options: VerifyOptions) -> int:
         with file_lock(folder / LOCK, busy=busy) if options.repair else contextlib.nullcontext():
             damages = check_cache(folder)
             for damage in damages:
-                print(printable(f"{damage.path}: {damage.why}"), file=sys.stderr)
+                say(f"{damage.path}: {damage.why}", error=True)
             if options.repair:
                 remove_damaged(folder, damages)
                 if any(damage.number is None for damage in damages):
-                    print(printable(f"{folder}: its folds will be made anew: train its runs again"), file=sys.stderr)
-        print(printable(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}"))
+                    say(f"{folder}: its folds will be made anew: train again what was trained on others", error=True)
+        say(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}")
         damaged += len(damages)
     if damaged:
         done = "removed; build them again with" if options.repair else "remove them with --repair, then build with"
-        print(f"{done} python -m pipeline.build_cache and the flags it was built with (cache.info)", file=sys.stderr)
+        say(f"{done} python -m pipeline.build_cache and the flags it was built with (cache.info)", error=True)
     return EXIT_INCOMPLETE if damaged else EXIT_OK
 
 

@@ -67,7 +67,7 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
             earlier = Cache(folder, check_shards=False)
         except InputError as error:  # there is none, or it cannot be read
             if (folder / INDEX).exists():
-                say(f"{error}; so its folds are made anew: train its runs again")
+                say(f"{error}; so its folds are made anew: train again what was trained on others")
         with naming_rejected(int((~usable).sum()), folder):
             plan_split(options, listing[usable], known[usable], earlier, corpus.folds)
         todo = listing[new]
@@ -79,7 +79,7 @@ def build_cache(options: BuildOptions, progress: Progress, say: Callable[[str], 
         cache = Cache(folder)
     notes = [*corpus.notes, *describe_gaps(config), *found]
     if earlier and earlier.index["split"]["digest"] != cache.index["split"]["digest"]:
-        notes.append("the split is another than before: train the runs of this cache again")
+        notes.append("the split is another than before: train again what was trained on others")
     return cache, built, notes, corpus.warnings
 
 
