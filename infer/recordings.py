@@ -53,9 +53,10 @@ class Recordings:
         targets = [known.get(spelling(label)) for label in labels]
         unknown = sorted({label for label, target in zip(labels, targets, strict=True) if target is None})
         if unknown:
+            others = f"; call all other words {UNKNOWN}" if UNKNOWN in classes else ""
             raise InputError(
                 f"not the label of any class: {', '.join(name or '(no folder)' for name in unknown[:8])}; "
-                f"expected {'the labels' if self.labels else '<label>/ folders named'} {', '.join(classes)}"
+                f"expected {'the labels' if self.labels else '<label>/ folders named'} {', '.join(classes)}{others}"
             )
         return np.array(targets, np.int64)
 

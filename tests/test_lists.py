@@ -166,6 +166,8 @@ def test_labels_to_judge_by_may_have_another_form() -> None:
     assert recordings.targets([NFC("größe"), "no"]).tolist() == [0, 1]
     with pytest.raises(InputError, match="not the label of any class: left"):
         Recordings([""], ["left/a.wav"]).targets(["no"])
+    with pytest.raises(InputError, match="left; expected the labels no, unknown; call all other words unknown"):
+        Recordings([""], ["a.wav"], labels=["left"]).targets(["no", "unknown"])
 
 
 def test_the_split_of_a_plain_list_stays_what_it_was(corpus: Path, build) -> None:
