@@ -1,6 +1,8 @@
 """The corpus that members were trained on: its cache, what they may be judged by, and where its recordings lie now."""
 
+import contextlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ from infer.members import Member
 from infer.options import CalibrateOptions, EnsembleOptions, LabelledOptions
 from infer.recordings import Recordings, list_recordings
 from pipeline.lists import spelling
+from pipeline.names import SPEECH_COMMANDS
 from pipeline.sound_files import content_digests
 from pipeline.wake_words import SILENCE, UNKNOWN
-from train.folds import calibration_clips
+from train.folds import calibration_clips, select_fold
 from train.trained_on import as_contents, clip_contents
 
 
@@ -37,7 +40,24 @@ def labelled_recordings(members: list[Member], options: LabelledOptions | Calibr
     else:
         source, recordings = "the split test", cached_test_split(members, options)
     check_not_trained_on(recordings, members, source)
+    if options.source:
+        _say_speakers_heard(recordings, members, options)
     return recordings
+
+
+def _say_speakers_heard(recordings: Recordings, members: list[Member], options: EnsembleOptions) -> None:
+    """Say on stderr how many recordings are of speakers that were trained on, as far as names and caches tell."""
+    found = [re.match(SPEECH_COMMANDS, name) for name in recordings.names]
+    speakers = np.array([(match and match["speaker"]) or "" for match in found], bytes)
+    heard = np.zeros(len(speakers), bool)
+    for member in members:
+        with contextlib.suppress(InputError):  # its cache is not there, or another by now
+            cache = find_member_cache(member, options.cache_dir)
+            training = select_fold(cache, member.fold, member.hold_back).training
+            heard |= (speakers != b"") & np.isin(speakers, cache.clips["speaker"][training])
+    if heard.any():
+        what = f"{heard.sum():,} of its recordings are of speakers that were trained on"
+        say(f"{options.source}: {what}; figures may be too high", error=True)
 
 
 def _without_background(recordings: Recordings, classes: list[str], source: str) -> Recordings:

@@ -72,6 +72,23 @@ def test_links_and_copies_are_still_known(project: Path, tmp_path: Path, capsys:
     assert "was trained on 12 of its 27 recordings" in refused(tmp_path / "copies", capsys)
 
 
+def test_speakers_that_were_trained_on_are_counted(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """Other recordings of a speaker that a member knows are judged, and stderr says so; held out, they are not."""
+    clips = Cache(find_cache("data/cache", 32, 32)).clips
+    (project / "new/yes").mkdir(parents=True)
+    for fold in (0, 1):
+        speaker = clips["speaker"][clips["fold"] == fold][0].decode()
+        soundfile.write(project / f"new/yes/{speaker}_nohash_9.wav", synthesise(1, 20, fold), RATE)
+    soundfile.write(project / "new/yes/other.wav", synthesise(1, 21, 0), RATE)
+    for folds, count in (("0", 1), ("0,1", 2)):
+        assert evaluate([*JUDGE, "--folds", folds, "--input", "new"]) == 0
+        said = f"new: {count} of its recordings are of speakers that were trained on; figures may be too high"
+        assert said in capsys.readouterr().err
+    shutil.rmtree("data/cache")
+    assert evaluate([*JUDGE, "--input", "new"]) == 0
+    assert "speakers" not in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_does_not_say_is_named(project: Path, capsys: pytest.CaptureFixture) -> None:
     """Where an older version trained a member, stderr says that nothing could be checked."""
     path = project / RUN / "fold0/best.pt"
