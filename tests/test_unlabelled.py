@@ -1,7 +1,12 @@
 """Recordings without labels: a teacher judges them, and a student learns from what it says."""
 
 import csv
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ from cache.find import find_cache
 from cache.index import Cache
 from infer.evaluate.__main__ import main as evaluate
 from infer.predict.__main__ import main as predict
-from tests.conftest import RATE, synthesise
+from tests.conftest import RATE, ROOT, synthesise
 from tests.train_helpers import torchrun
 from tests.words_run import RUN, TRAINING, WORDS, rebuild
 from train.checkpoint import load_checkpoint
@@ -133,6 +138,28 @@ def test_a_teacher_may_have_other_features(more: Path) -> None:
     saved = load_checkpoint(Path("runs/wide/foldnone/last.pt"))
     assert saved["features"]["n_mels"] == 40
     assert saved["state"]["taught"] == first.digest
+
+
+def _commands_below(pid: int) -> str:
+    """The command lines of a process's children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return " ".join(Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ") for child in children)
+
+
+def test_ctrl_c_while_features_are_computed(more: Path) -> None:
+    """It ends at once and without a complaint, and the same command goes on."""
+    command = [sys.executable, "-m", "train.run", *STUDENT, "--unlabelled", "more"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    while "pipeline.build_cache" not in _commands_below(process.pid):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert (process.returncode, rest.splitlines()[-1]) == (130, "interrupted")
+    assert "error" not in rest
+    assert train([*STUDENT, "--unlabelled", "more"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Recordings that no cache holds yet, as a cache with a run's features."""
 
 import csv
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,9 @@ def build_features(audio: str, config: FeatureConfig, cache_dir: Path, *flags: s
     command = [sys.executable, "-m", "pipeline.build_cache", "--one-label", *flags]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    interrupted = done.stderr.rstrip().endswith(("interrupted", "KeyboardInterrupt"))
+    if interrupted or done.returncode == -signal.SIGINT:  # by Ctrl-C, which this process may outlive
+        raise KeyboardInterrupt
     if done.returncode:
         raise InputError(_describe_failure(audio, cache_dir, done.stderr))
     cache = Cache(max(list_caches(cache_dir), key=lambda folder: (folder / INDEX).stat().st_mtime))

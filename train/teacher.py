@@ -11,7 +11,7 @@ import torch
 
 from cache.cli import InputError, say
 from cache.config import FeatureConfig
-from cache.files import file_checksum
+from cache.files import LOCK, file_checksum, file_lock
 from cache.index import TRAIN, Cache, JoinedCache
 from train.calibration import fit_temperature
 from train.checkpoint import AGAIN, load_checkpoint
@@ -100,7 +100,9 @@ def _features(folder: str, config: FeatureConfig, cache: Cache, world: World) ->
 
     def build() -> str:
         say(f"{folder}: computing the features that are not in {cache_dir}")
-        return str(build_features(folder, config, cache_dir, "--skip-bad", f"--pattern={_NO_LABEL}").folder)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with file_lock(cache_dir / LOCK):  # of two runs that begin together one builds
+            return str(build_features(folder, config, cache_dir, "--skip-bad", f"--pattern={_NO_LABEL}").folder)
 
     return Cache(world.decide(build))
 
