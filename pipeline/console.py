@@ -4,6 +4,7 @@ import shlex
 import time
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cache.cli import InputError, counted, printable, say
@@ -31,7 +32,8 @@ def build_with_progress(options: BuildOptions) -> Cache:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, transient=True) as progress:
+    console = Console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("building", total=None, rate="")
 
         def update(done: int, rejected: int, total: int) -> None:
@@ -42,7 +44,7 @@ def build_with_progress(options: BuildOptions) -> Cache:
             )
 
         def note(line: str) -> None:
-            progress.console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
+            console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
         cache, built, notes, warnings = build_cache(options, update, note)
     _print_summary(options, cache, built, time.monotonic() - started, notes)
