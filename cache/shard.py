@@ -152,8 +152,8 @@ def _check_layout(
         if found != expected:
             raise InputError(f"{path}: {what} {found}, this version reads {expected}; {REBUILD}")
 
-    expect("schema", _integer(file.attrs.get("schema")), SCHEMA)
-    expect("shard number", _integer(file.attrs.get("number")), number)
+    expect("schema", file.attrs.get("schema"), SCHEMA)
+    expect("shard number", file.attrs.get("number"), number)
     expect("feature digest", _text(file.attrs.get("digest", b"")), config.digest)
     if _text(file.attrs.get("sources", b"")) != (sources or ""):
         raise InputError(f"{path}: not the rows that the index lists; {REBUILD}")
@@ -174,10 +174,6 @@ def _check_layout(
     if offset is None:
         raise InputError(f"{path}: its features are not allocated; {REBUILD}")
     return offset
-
-
-def _integer(value: Any) -> Any:
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def _text(value: Any) -> str:
