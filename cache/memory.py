@@ -14,10 +14,8 @@ def keep_freed_memory() -> None:
     costs a worker of the build a fifth of its time and training a tenth to a third. Nothing happens where the C
     library is not glibc.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, -1)
+    _mallopt(_MMAP_MAX, 0)
+    _mallopt(_TRIM_THRESHOLD, -1)
 
 
 @contextlib.contextmanager
@@ -26,10 +24,13 @@ def poisoned_memory() -> Iterator[None]:
 
     Each byte is 0x7f, which makes 3.4e38 as float32 and as bfloat16. Nothing happens where the C library is not glibc.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_PERTURB, 0x80)  # the complement of the byte
+    _mallopt(_PERTURB, 0x80)  # the complement of the byte
     try:
         yield
     finally:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(_PERTURB, 0)
+        _mallopt(_PERTURB, 0)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(parameter, value)
