@@ -8,9 +8,8 @@ from pathlib import Path
 
 def usable_cores() -> int:
     """Cores for the threads of this process: its affinity and its control groups' quota, shared by a host's ranks."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, math.ceil(min(cores, *quotas())) // ranks)
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), *quotas())) // ranks)
 
 
 def quotas(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
