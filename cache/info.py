@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, command, counted, flag, printable
+from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, command, counted, flag, say
 
 if TYPE_CHECKING:
     from cache.index import Cache
@@ -28,7 +28,8 @@ def main(options: InfoOptions) -> int:
     status = EXIT_OK
     for folder in cache_folders(options.cache_dir):
         lines, readable = describe(folder)
-        print("\n".join(map(printable, lines)))
+        for line in lines:
+            say(line)
         status = status if readable else EXIT_INCOMPLETE
     return status
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cache.cli import EXIT_ERROR, InputError, describe_error, is_reader_gone
+from cache.cli import EXIT_ERROR, InputError, describe_error, is_reader_gone, say
 from cache.memory import keep_freed_memory
 
 # what torch raises as a plain RuntimeError where memory runs out
@@ -224,7 +224,7 @@ def _choose_device(world: World, device: str) -> torch.device:
             raise InputError("--device cuda, but this machine has no usable CUDA device; use --device cpu")
         if world.is_main:
             over = " over gloo" if world.world_size > 1 else ""
-            print(f"no CUDA device: using the CPU{over}", file=sys.stderr, flush=True)
+            say(f"no CUDA device: using the CPU{over}", error=True)
         return torch.device("cpu")
     ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if ranks > gpus:
