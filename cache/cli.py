@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import errno
 import functools
+import importlib
 import io
 import math
 import os
@@ -78,8 +79,7 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
     -------
     dict : field name → value, for the flags that were given
     """
-    first_line = (description or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog=prog, description=first_line, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=prog, description=(description or "").partition("\n")[0], allow_abbrev=False)
     for field in dataclasses.fields(options):
         settings = {key: value for key, value in field.metadata.items() if key != "limits"}
         positional = settings.pop("positional", False)
@@ -210,8 +210,6 @@ def require(module: str, extra: str) -> Any:
     ------
     InputError : it is not installed; the message names the extra to install
     """
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:
