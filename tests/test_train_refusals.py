@@ -36,6 +36,7 @@ from pipeline.build_cache import main as build
         (["--model", "resnet8"], "unknown model 'resnet8'; similar: "),
         (["--recipe", "bets"], "unknown recipe 'bets'; known: smoke"),
         (["--model", "dla34", "--drop-path", "0.1"], "--drop-path 0.1: dla34 has no stochastic depth"),
+        (["--model", "dla34", "--drop-path", "0.1", "--pretrained"], "--drop-path 0.1: dla34 has no stochastic depth"),
         (["--teacher", "nowhere"], "nowhere/fold0/oof.npz is not there; the teacher needs all folds"),
         (["--loss", "hinge"], "unknown loss 'hinge'; known: cross_entropy"),
         (["--n-mels", "64"], "no finished cache of 64 mels x 64 frames .*mel32x32.*build_cache --n-mels 64"),

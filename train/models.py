@@ -54,14 +54,7 @@ def create_model(
         settings["img_size"] = size
     if drop_path:
         settings["drop_path_rate"] = drop_path
-    try:
-        if weights:
-            return _create_with_weights(name, settings, weights)
-        return _create(name, settings, size, pretrained)
-    except TypeError as error:
-        if not drop_path:
-            raise
-        raise InputError(f"--drop-path {drop_path:g}: {name} has no stochastic depth; use 0") from error
+    return _create_with_weights(name, settings, weights) if weights else _create(name, settings, pretrained)
 
 
 def load_trained(path: Path, saved: dict[str, Any]) -> torch.nn.Module:
@@ -94,7 +87,7 @@ def classifiers(model: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _create(name: str, settings: dict, size: tuple[int, int], pretrained: bool) -> torch.nn.Module:
+def _create(name: str, settings: dict, pretrained: bool = False) -> torch.nn.Module:
     import timm
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it reports each of its retries
@@ -103,14 +96,17 @@ def _create(name: str, settings: dict, size: tuple[int, int], pretrained: bool) 
     except InputError:
         raise
     except Exception as error:
-        if not pretrained and "img_size" not in settings:
-            raise
-        if not pretrained:
-            raise InputError(_describe_misfit(name, size, error)) from error
-        raise InputError(
-            f"--pretrained: no weights of {name} ({first_line(error)}); is there a network? "
-            "Download them elsewhere and pass --weights FILE"
-        ) from error
+        if "drop_path_rate" in str(error):
+            rate = settings["drop_path_rate"]
+            raise InputError(f"--drop-path {rate:g}: {name} has no stochastic depth; use 0") from error
+        if pretrained:
+            raise InputError(
+                f"--pretrained: no weights of {name} ({first_line(error)}); is there a network? "
+                "Download them elsewhere and pass --weights FILE"
+            ) from error
+        if "img_size" in settings:
+            raise InputError(_describe_misfit(name, settings["img_size"], error)) from error
+        raise
 
 
 def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Module:
@@ -123,7 +119,7 @@ def _create_with_weights(name: str, settings: dict, path: str) -> torch.nn.Modul
         state = timm.models.load_state_dict(path, weights_only=True)
     except Exception as error:
         raise InputError(f"--weights {path}: not a readable weights file ({first_line(error)})") from error
-    model: Any = timm.create_model(name, **settings)
+    model: Any = _create(name, settings)
     replaced = classifiers(model)
     tensors = [key for key in model.state_dict() if not key.startswith(replaced)]
     needed = [key for key in tensors if not key.endswith("num_batches_tracked")]
