@@ -37,7 +37,7 @@ def train(options: TrainOptions, world: World) -> int:
     folds = [options.fold] if options.fold != "all" else list(map(str, range(cache.index["split"]["folds"])))
     if options.weights:
         world.decide(lambda: _check_weights(options, cache, folds))
-    learn = functools.cache(functools.partial(read_lessons, options, cache, world) if options.teacher else lambda: None)
+    learn = functools.cache(lambda: read_lessons(options, cache, world) if options.teacher else None)
     stop = StopSignal()
     for fold in folds:
         if status := _train_fold(options, world, cache, fold, learn, stop):
