@@ -120,8 +120,8 @@ def test_what_weights_have_heard_before_counts(project: Path, capsys: pytest.Cap
     assert "foreign.pt: does not say what it was trained on" in capsys.readouterr().err
     heard.remove(7)
     heard += second - {*heard}
-    assert set(contents_trained_on(cache, training[1], 0, [{"heard": heard}]).tolist()) == first | second
-    assert contents_trained_on(cache, training[1], 0, [{}]) is None
+    assert set(contents_trained_on(cache, training[1], 0, [heard]).tolist()) == first | second
+    assert contents_trained_on(cache, training[1], 0, [None]) is None
     tested = next((project / "data/audio").glob("yes/a0000008*"))
     heard = np.flatnonzero(cache.clips["clip_id"] == b"yes/a0000000_nohash_0.wav")[0]
     shutil.copyfile(project / "data/audio/yes/a0000000_nohash_0.wav", tested)

@@ -20,7 +20,7 @@ from train.record import Record, opened_for_writing
 from train.session import Session
 from train.stopping import StopSignal
 from train.teacher import Lessons, read_lessons
-from train.trained_on import check_unheard, contents_trained_on, own_checkpoint
+from train.trained_on import check_unheard, contents_trained_on, heard_by
 from train.world import World
 
 
@@ -109,9 +109,9 @@ def _train_fold(
                 trainer.restore(saved["state"])
             display.line(_describe_resume(fold_name, trainer, saved["state"]))
         if world.is_main:
-            earlier = [saved] if saved else own_checkpoint(options.weights)
-            earlier += [{"heard": lessons.contents}] if lessons else []
-            record.trained_on = contents_trained_on(cache, fold.training, options.hold_back, earlier)
+            heard = [saved.get("heard")] if saved else heard_by(options.weights)
+            heard += [lessons.contents] if lessons else []
+            record.trained_on = contents_trained_on(cache, fold.training, options.hold_back, heard)
             record.drop_metrics_after(saved["epochs_logged"] if saved else 0)
             record.write_config(world)
         del saved

@@ -181,7 +181,7 @@ def _refit(path: Path, saved: dict[str, Any], old: Cache, new: Cache, world: Wor
     return {
         **saved,
         "classes": [*old.classes, *new.classes],
-        "heard": contents_trained_on(new, added, 0.0, [saved]),
+        "heard": contents_trained_on(new, added, 0.0, [saved.get("heard")]),
         "best": {"epoch": saved["best"]["epoch"], "accuracy": None, "loss": None},
         "temperature": fit_temperature(logits, judged),
         "model": backbone.with_last_layer(weight, bias, new, added[:_FEWEST]),

@@ -14,10 +14,8 @@ from train.checkpoint import load_checkpoint
 from train.folds import Fold, calibration_clips
 
 
-def contents_trained_on(
-    cache: Cache, training: np.ndarray, share: float, earlier: list[dict[str, Any]]
-) -> torch.Tensor | None:
-    """The contents of the clips that a fold trains on, and of those that its weights have heard before.
+def contents_trained_on(cache: Cache, training: np.ndarray, share: float, heard: list[Any]) -> torch.Tensor | None:
+    """The contents of the clips that a fold trains on, and of what its weights have heard besides.
 
     A content is the first 64 bits of a file's SHA-256, as the sidecars of the cache's shards have it. One that a clip
     of the split "test", or held back, shares is left out: public corpora hold copies, and a test clip stays one.
@@ -26,20 +24,19 @@ def contents_trained_on(
     ----------
     training : indices into the clip table [shape=(n,)]
     share : of the clips that is held back, see `train.folds.calibration_clips`
-    earlier : the checkpoints that training goes on from
+    heard : further contents, such as those of a checkpoint that training goes on from; None where it does not say
 
     Returns
     -------
-    torch.Tensor [shape=(m,), dtype=int64], sorted; None where a sidecar is gone or odd, or a checkpoint does not say
+    torch.Tensor [shape=(m,), dtype=int64], sorted; None where a sidecar is gone or odd, or one of `heard` is None
     """
     contents = clip_contents(cache)
-    before = [checkpoint.get("heard") for checkpoint in earlier]
-    if contents is None or any(part is None for part in before):
+    if contents is None or any(part is None for part in heard):
         return None
     kept = (cache.clips["split"] == TEST) | calibration_clips(cache, share)
     kept[training] = False  # the fold "none" trains on what others hold back
     own = np.setdiff1d(contents[training], contents[kept])
-    return torch.from_numpy(np.unique(np.concatenate([own, *map(np.asarray, before)])))
+    return torch.from_numpy(np.unique(np.concatenate([own, *map(np.asarray, heard)])))
 
 
 def as_contents(digests: Iterable[str]) -> np.ndarray:
@@ -47,10 +44,10 @@ def as_contents(digests: Iterable[str]) -> np.ndarray:
     return np.array([int(digest, 16) for digest in digests], np.uint64).view(np.int64)
 
 
-def own_checkpoint(path: str | None) -> list[dict[str, Any]]:
-    """The checkpoint of another run that ``--weights`` names, if it is one."""
+def heard_by(weights: str | None) -> list[torch.Tensor | None]:
+    """What ``--weights`` were trained on, in a list: empty where they are not ours, of None where they do not say."""
     try:
-        return [load_checkpoint(Path(path))] if path else []
+        return [load_checkpoint(Path(weights)).get("heard")] if weights else []
     except InputError:  # somebody else's weights
         return []
 
@@ -62,8 +59,8 @@ def check_unheard(weights: str, cache: Cache, folds: list[Fold]) -> None:
     ------
     InputError : that fold's figures would be too high
     """
-    contents, checkpoints = clip_contents(cache), own_checkpoint(weights)
-    if contents is None or not checkpoints or checkpoints[0].get("heard") is None:
+    contents, heard = clip_contents(cache), (heard_by(weights) or [None])[0]
+    if contents is None or heard is None:
         say(
             f"--weights {weights}: does not say what it was trained on; if on these recordings, figures are too high",
             error=True,
@@ -71,7 +68,7 @@ def check_unheard(weights: str, cache: Cache, folds: list[Fold]) -> None:
         return
     for fold in folds:
         held_out = contents[fold.validation]
-        known = np.isin(held_out, checkpoints[0]["heard"]) & ~np.isin(held_out, contents[fold.training])
+        known = np.isin(held_out, heard) & ~np.isin(held_out, contents[fold.training])
         if known.any():
             name = cache.clips["clip_id"][fold.validation[known.argmax()]].decode()
             raise InputError(
