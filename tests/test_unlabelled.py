@@ -20,7 +20,7 @@ from infer.predict.__main__ import main as predict
 from tests.conftest import RATE, ROOT, synthesise
 from tests.train_helpers import torchrun
 from tests.words_run import RUN, TRAINING, WORDS, rebuild
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.options import TrainOptions
 from train.run import main as train
 from train.teacher import read_lessons
@@ -197,3 +197,12 @@ def test_a_teacher_of_another_corpus_is_refused(more: Path, capsys: pytest.Captu
     rebuild()
     assert train([*STUDENT, "--unlabelled", "more"]) == 2
     assert "another split" in capsys.readouterr().err
+
+
+def test_a_teacher_whose_folds_heard_other_features_is_refused(more: Path, capsys: pytest.CaptureFixture) -> None:
+    """All its folds judge the same features of the recordings."""
+    path = Path(RUN) / "fold1/best.pt"
+    saved = load_checkpoint(path)
+    save_checkpoint(path, {**saved, "features": {**saved["features"], "top_db": 60.0}})
+    assert train([*STUDENT, "--unlabelled", "more"]) == 2
+    assert f"{RUN}: its folds were not trained on the same features; train them again" in capsys.readouterr().err

@@ -92,6 +92,17 @@ def load_checkpoint(path: Path, data: bytes | None = None) -> dict[str, Any]:
     return content
 
 
+def load_folds(paths: list[Path]) -> dict[Path, dict[str, Any]]:
+    """Read checkpoints of folds of one run, by path; InputError where they are not of one kind."""
+    trained = {path: load_checkpoint(path) for path in paths}
+    for key in ("features", "split_digest", "classes"):
+        if any(saved[key] != trained[paths[0]][key] for saved in trained.values()):
+            raise InputError(
+                f"{paths[0].parent.parent}: its folds were not trained on the same {key}; train them again"
+            )
+    return trained
+
+
 @contextlib.contextmanager
 def _blamed(path: Path, missing: str, damaged: str, remedy: str = "") -> Iterator[None]:
     """Raise InputError where a file is missing or reading it fails; `damaged` and `remedy` enclose the reason."""

@@ -20,7 +20,7 @@ from cache.files import new_folder
 from cache.find import find_trained_cache
 from cache.index import TRAIN, Cache
 from train.calibration import fit_temperature
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import load_folds, save_checkpoint
 from train.folds import select_fold
 from train.last_layer import Backbone, fit_last_layer
 from train.options import AddWordsOptions
@@ -79,13 +79,9 @@ def add_words(options: AddWordsOptions, world: World) -> int:
 def _read_folds(run: Path) -> dict[Path, dict[str, Any]]:
     """The checkpoints of a run's trained folds; InputError where there are none, or they are not of one kind."""
     paths = [path for path in sorted(run.glob("fold*/best.pt")) if FOLD_FOLDER.fullmatch(path.parent.name)]
-    trained = {path: load_checkpoint(path) for path in paths}
-    if not trained:
+    if not paths:
         raise InputError(f"{run}: no trained fold; train one with python -m train.run, or choose with --run")
-    for key in ("features", "split_digest", "classes"):
-        if any(saved[key] != next(iter(trained.values()))[key] for saved in trained.values()):
-            raise InputError(f"{run}: its folds were not trained on the same {key}; train them again")
-    return trained
+    return load_folds(paths)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from cache.config import FeatureConfig
 from cache.files import LOCK, file_checksum, file_lock
 from cache.index import TRAIN, Cache, JoinedCache
 from train.calibration import fit_temperature
-from train.checkpoint import AGAIN, load_checkpoint
+from train.checkpoint import AGAIN, load_folds
 from train.data import batches_of
 from train.held_out import read_held_out
 from train.models import load_trained
@@ -57,13 +57,12 @@ def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
     share = np.full((len(probs), 1), options.teacher_share, np.float32)
     if not folder:
         return Lessons(cache, np.empty(0, np.int64), np.empty(0, np.int64), probs, share, digest)
-    paths = [run / f"fold{fold}" / "best.pt" for fold in range(cache.index["split"]["folds"])]
-    members = [load_checkpoint(path) for path in paths]
-    for path, saved in zip(paths, members, strict=True):
-        if (saved["split_digest"], saved["classes"]) != (cache.index["split"]["digest"], cache.classes):
-            raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
+    members = load_folds([run / f"fold{fold}" / "best.pt" for fold in range(cache.index["split"]["folds"])])
+    path, first = next(iter(members.items()))
+    if (first["split_digest"], first["classes"]) != (cache.index["split"]["digest"], cache.classes):
+        raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
     more = heard = _features(folder, cache.config, cache, world)
-    config = FeatureConfig.from_dict(members[0]["features"], str(paths[0])).view_config
+    config = FeatureConfig.from_dict(first["features"], str(path)).view_config
     if config != cache.config.view_config:  # a teacher with features of its own
         heard = _features(folder, config, cache, world)
         if not np.array_equal(heard.clips["clip_id"], more.clips["clip_id"]):
@@ -81,8 +80,8 @@ def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
             + f", {left_out:,} left out that the corpus has, or a list for testing" * bool(left_out)
             + f", {unusable:,} that cannot be used: {more.folder}/rejected.csv" * bool(unusable)
         )
-    said = np.mean([_judge(*member, heard, new, world) for member in zip(paths, members, strict=True)], axis=0)
-    inputs = [digest, *map(file_checksum, paths), hashlib.sha256(contents[new].tobytes()).hexdigest()]
+    said = np.mean([_judge(*member, heard, new, world) for member in members.items()], axis=0)
+    inputs = [digest, *map(file_checksum, members), hashlib.sha256(contents[new].tobytes()).hexdigest()]
     return Lessons(
         cache=JoinedCache(cache, more, new, said.argmax(axis=1)),
         unlabelled=len(probs) + np.arange(len(new)),
