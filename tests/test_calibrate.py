@@ -255,7 +255,7 @@ def test_audit_lists_a_clip_of_another_label(runs: Path, tmp_path: Path, capsys:
 def test_student_learns_what_the_teacher_said(runs: Path, capsys: pytest.CaptureFixture) -> None:
     """A teacher that calls every word by the next one's name teaches just that, where it is the whole target."""
     cache = Cache(find_cache("data/cache", 32, 32))
-    probs, _ = teacher_probs(str(runs / "copy"), cache)
+    probs, _ = teacher_probs(runs / "copy", cache)
     free = cache.clips["split"] == 0
     assert np.allclose(probs[free].sum(axis=1), 1, atol=1e-5)
     assert not probs[~free].any()
@@ -292,7 +292,7 @@ def test_teacher_of_another_split_is_refused(runs: Path) -> None:
     path = runs / "copy/fold0/oof.npz"
     save_arrays(path, **{**load_arrays(path), "split_digest": np.array("0" * 64)})
     with pytest.raises(InputError, match="another split"):
-        teacher_probs(str(runs / "copy"), cache)
+        teacher_probs(runs / "copy", cache)
 
 
 def test_teacher_that_does_not_know_every_clip_is_refused(runs: Path) -> None:
@@ -302,4 +302,4 @@ def test_teacher_that_does_not_know_every_clip_is_refused(runs: Path) -> None:
     arrays = load_arrays(path)
     save_arrays(path, **{**arrays, **{name: arrays[name][1:] for name in ("clip_id", "logits", "target")}})
     with pytest.raises(InputError, match="holds only some clips out"):
-        teacher_probs(str(runs / "copy"), cache)
+        teacher_probs(runs / "copy", cache)

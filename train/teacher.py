@@ -53,7 +53,7 @@ def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
     InputError : as :func:`teacher_probs`; or recordings whose features cannot be computed, or which the cache holds
     """
     run, folder = Path(str(options.teacher)), options.unlabelled
-    probs, digest = teacher_probs(str(run), cache)
+    probs, digest = teacher_probs(run, cache)
     share = np.full((len(probs), 1), options.teacher_share, np.float32)
     if not folder:
         return Lessons(cache, np.empty(0, np.int64), np.empty(0, np.int64), probs, share, digest)
@@ -120,7 +120,7 @@ def _judge(path: Path, saved: dict[str, Any], cache: Cache, clips: np.ndarray, w
     return probs
 
 
-def teacher_probs(run: str, cache: Cache) -> tuple[np.ndarray, str]:
+def teacher_probs(run: Path, cache: Cache) -> tuple[np.ndarray, str]:
     """Out-of-fold probabilities of a run (Hinton, Vinyals & Dean 2015), each fold's at its own temperature.
 
     A clip's probabilities are those of the member of its own fold, which did not train on it. The members together
@@ -141,7 +141,7 @@ def teacher_probs(run: str, cache: Cache) -> tuple[np.ndarray, str]:
     """
     probs, digest = np.zeros((len(cache.clips), len(cache.classes)), np.float32), hashlib.sha256()
     for fold in range(cache.index["split"]["folds"]):
-        path = Path(run) / f"fold{fold}" / "oof.npz"
+        path = run / f"fold{fold}" / "oof.npz"
         if not path.exists():
             raise InputError(f"--teacher: {path} is not there; the teacher needs all folds: train.run --fold all")
         clips, logits = read_held_out(path, cache)
