@@ -3,7 +3,7 @@
 import functools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -170,3 +170,22 @@ def batches_of(
     for first in range(0, len(clips), batch_size):
         rows = cache.gather(clips[first : first + batch_size], view)
         yield torch.from_numpy(rows).to(device)[:, None].float()
+
+
+def judge_clips(
+    model: Callable, classes: int, cache: Cache, clips: np.ndarray, batch_size: int, world: World
+) -> np.ndarray:
+    """Logits of view 0 of some clips [shape=(n, classes), dtype=float32]; the ranks divide the clips, and all get all.
+
+    Raises
+    ------
+    InputError : a shard of the cache was cut short
+    """
+    batches = batches_of(cache, clips[world.rank :: world.world_size], batch_size, world.device)
+    with torch.inference_mode():
+        mine = torch.cat([torch.empty(0, classes), *[model(x).float().cpu() for x in batches]]).numpy()
+    cache.check_mapped()  # before any rank keeps what was said
+    logits = np.empty((len(clips), classes), np.float32)
+    for rank, part in enumerate(world.gather(mine)):
+        logits[rank :: world.world_size] = part
+    return logits

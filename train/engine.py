@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cache.cli import InputError
 from cache.index import Cache
 from train.augment import batch_augment, default_mixup
-from train.data import Batches, batches_of
+from train.data import Batches, judge_clips
 from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
 from train.models import create_model, fits_input, flatten_buffers, start_classifier
@@ -214,21 +214,18 @@ class Trainer:
         """
         model = self.eval_model().eval()
         self.world.broadcast(self._eval_buffers)  # BatchNorm's statistics: each rank has seen other clips
-        clips, logits = self.fold.validation[self.world.rank :: self.world.world_size], []
-        local = self.world.local_batch_size(self.options.batch_size)
-        with torch.inference_mode(), autocast(self.world.device, self.dtype):
-            for x in batches_of(self.cache, clips, local, self.world.device):
-                logits.append(model(x.contiguous(memory_format=self.memory_format)).float().cpu())
+        clips, local = self.fold.validation, self.world.local_batch_size(self.options.batch_size)
+
+        def judge(x: torch.Tensor) -> torch.Tensor:
+            return model(x.contiguous(memory_format=self.memory_format))
+
+        with autocast(self.world.device, self.dtype):
+            logits = judge_clips(judge, len(self.cache.classes), self.cache, clips, local, self.world)
         self.model.train()
-        self.cache.check_mapped()  # before anything of the epoch is kept
-        parts = self.world.gather((clips, torch.cat([torch.empty(0, len(self.cache.classes)), *logits]).numpy()))
-        clip, judged = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = np.argsort(clip)
-        clip, judged = clip[order], judged[order]
-        self._refuse(clip[~np.isfinite(judged).all(axis=1)])
+        self._refuse(clips[~np.isfinite(logits).all(axis=1)])
         if not self.world.is_main:
             return None
-        return {"clip": clip, "logits": judged, "target": self.cache.clips["target"][clip].astype(np.int64)}
+        return {"clip": clips, "logits": logits, "target": self.cache.clips["target"][clips].astype(np.int64)}
 
     def _refuse(self, clips: np.ndarray) -> None:
         """End the run where held-out clips have logits that are not finite: no figure of theirs would be right."""

@@ -15,7 +15,7 @@ from cache.files import LOCK, file_checksum, file_lock
 from cache.index import TRAIN, Cache, JoinedCache
 from train.calibration import fit_temperature
 from train.checkpoint import AGAIN, load_folds
-from train.data import batches_of
+from train.data import judge_clips
 from train.held_out import read_held_out
 from train.models import load_trained
 from train.options import TrainOptions
@@ -109,12 +109,8 @@ def _features(folder: str, config: FeatureConfig, cache: Cache, world: World) ->
 def _judge(path: Path, saved: dict[str, Any], cache: Cache, clips: np.ndarray, world: World) -> np.ndarray:
     """What a member says of some clips, on every rank [shape=(n, classes), dtype=float32]."""
     model = load_trained(path, saved).to(world.device)
-    with torch.inference_mode():
-        mine = batches_of(cache, clips[world.rank :: world.world_size], _BATCH, world.device)
-        logits = torch.cat([torch.empty(0, len(saved["classes"])), *[model(x).float().cpu() for x in mine]])
-    probs = np.empty((len(clips), len(saved["classes"])), np.float32)
-    for rank, part in enumerate(world.gather((logits / saved["temperature"]).softmax(dim=1))):
-        probs[rank :: world.world_size] = part
+    logits = judge_clips(model, len(saved["classes"]), cache, clips, _BATCH, world)
+    probs = torch.from_numpy(logits / saved["temperature"]).softmax(dim=1).numpy()
     if not np.isfinite(probs).all():
         raise InputError(f"{path}: what it says of {cache.folder} is not finite; {AGAIN}, with a lower --lr")
     return probs
