@@ -12,7 +12,7 @@ from cache.cli import InputError
 from cache.index import Cache
 from train.checkpoint import taking_over
 from train.data import batches_of
-from train.models import classifiers, create_model
+from train.models import classifiers, load_trained, recreate
 
 _INVERSE_PENALTY = 0.003  # scikit-learn's C: see docs/accuracy.md
 _BATCH = 64
@@ -33,16 +33,9 @@ class Backbone:
 
     def __init__(self, path: Path, saved: dict[str, Any], device: torch.device) -> None:
         self._saved, self._device = saved, device
-        self._size = saved["features"]["n_mels"], saved["features"]["n_frames"]
         what, others = f"the last layer of {saved['options']['model']} cannot be replaced", torch.OutOfMemoryError
         self._blamed = functools.partial(taking_over, path, what, "train another model", (InputError, others))
-        with taking_over(path):
-            self._network = self._create(len(saved["classes"]), saved["model"])
-
-    def _create(self, classes: int, state: dict[str, torch.Tensor]) -> Any:
-        model: Any = create_model(self._saved["options"]["model"], classes, self._size)
-        model.load_state_dict(state)
-        return model.eval().to(self._device).to(memory_format=torch.channels_last)
+        self._network: Any = load_trained(path, saved).to(device).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def pooled(self, cache: Cache, clips: np.ndarray, view: int = 0) -> np.ndarray:
@@ -81,7 +74,7 @@ class Backbone:
             shaped = weight.reshape(-1, *old.shape[1:])
             new = {f"{layer}.weight": torch.from_numpy(shaped).float(), f"{layer}.bias": torch.from_numpy(bias).float()}
             state = {**self._saved["model"], **new}
-            model = self._create(len(bias), state)
+            model = recreate(self._saved, state, len(bias)).to(self._device).to(memory_format=torch.channels_last)
             said = torch.cat([model(x).cpu() for x in batches_of(cache, clips, _BATCH, self._device)]).numpy()
             expected = self.pooled(cache, clips) @ weight.T + bias
             if not np.allclose(said, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):

@@ -59,10 +59,15 @@ def create_model(
 
 def load_trained(path: Path, saved: dict[str, Any]) -> torch.nn.Module:
     """The model of a checkpoint's content, for evaluation, on the CPU; InputError where the two do not fit."""
-    size = saved["features"]["n_mels"], saved["features"]["n_frames"]
     with taking_over(path):
-        model = create_model(saved["options"]["model"], len(saved["classes"]), size)
-        model.load_state_dict(saved["model"])
+        return recreate(saved, saved["model"], len(saved["classes"]))
+
+
+def recreate(saved: dict[str, Any], weights: dict[str, torch.Tensor], classes: int) -> torch.nn.Module:
+    """The kind of model that a checkpoint holds, with these weights and number of classes, for evaluation."""
+    size = saved["features"]["n_mels"], saved["features"]["n_frames"]
+    model = create_model(saved["options"]["model"], classes, size)
+    model.load_state_dict(weights)
     return model.eval()
 
 
