@@ -206,3 +206,11 @@ def test_a_teacher_whose_folds_heard_other_features_is_refused(more: Path, capsy
     save_checkpoint(path, {**saved, "features": {**saved["features"], "top_db": 60.0}})
     assert train([*STUDENT, "--unlabelled", "more"]) == 2
     assert f"{RUN}: its folds were not trained on the same features; train them again" in capsys.readouterr().err
+
+
+def test_an_earlier_rejection_is_not_the_reason(more: Path, capsys: pytest.CaptureFixture) -> None:
+    """What an earlier build could not use is not what a later one ends for."""
+    lessons_of(unlabelled="more")
+    more.rename("moved")
+    assert train([*STUDENT, "--unlabelled", "more"]) == 2
+    assert "more: no such folder" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Recordings that no cache holds yet, as a cache with a run's features."""
 
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -47,11 +48,12 @@ def build_features(audio: str, config: FeatureConfig, cache_dir: Path, *flags: s
 
 def _describe_failure(audio: str, folder: Path, said: str) -> str:
     """Why a build failed, in one line."""
-    for path in folder.glob("*/rejected.csv"):
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rejected = list(csv.DictReader(file))
-        such = f"{rejected[0]['file']} ({rejected[0]['reason']})"
-        return f"{audio}: recordings that cannot be used: {len(rejected)}, such as {such}; repair or remove them"
+    rejected = next(folder.glob("*/rejected.csv"), None)
+    if rejected and re.search("rejected; why|cannot be used", said):  # else an earlier build left it
+        with open(rejected, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+        such = f"{rows[0]['file']} ({rows[0]['reason']})"
+        return f"{audio}: recordings that cannot be used: {len(rows)}, such as {such}; repair or remove them"
     lines = said.strip().splitlines() or ["no reason given"]
     known = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return known[-1] if known else f"{audio}: its features could not be computed ({lines[-1]})"
