@@ -16,7 +16,7 @@ from infer.options import EnsembleOptions, trained_runs
 from train.checkpoint import load_checkpoint
 from train.models import load_trained
 from train.precision import FORMATS, amp_dtype, device_name, find_faster_format, prediction_dtype
-from train.progress import FOLD_FOLDER, read_run
+from train.progress import best_checkpoints, read_run
 from train.world import World
 
 _TIMED_CLIPS = 64  # of the batch that the memory formats are timed with
@@ -65,8 +65,7 @@ def trained_folds(run: str, folds: str) -> list[str]:
     ------
     InputError : no such run, or a fold that is not trained
     """
-    paths = [path for path in sorted(Path(run).glob("fold*/best.pt")) if FOLD_FOLDER.fullmatch(path.parent.name)]
-    found = {path.parent.name.removeprefix("fold"): path for path in paths}
+    found = best_checkpoints(Path(run))
     if not found:
         there = ", ".join(trained_runs(Path(run).parent))
         choose = f", or choose with --run (there: {there})" if there else ""

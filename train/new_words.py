@@ -24,7 +24,7 @@ from train.checkpoint import load_folds, save_checkpoint
 from train.folds import select_fold
 from train.last_layer import Backbone, fit_last_layer
 from train.options import AddWordsOptions
-from train.progress import FOLD_FOLDER
+from train.progress import best_checkpoints
 from train.record import write_config
 from train.recordings import build_features
 from train.trained_on import clip_contents, contents_trained_on
@@ -78,7 +78,7 @@ def add_words(options: AddWordsOptions, world: World) -> int:
 
 def _read_folds(run: Path) -> dict[Path, dict[str, Any]]:
     """The checkpoints of a run's trained folds; InputError where there are none, or they are not of one kind."""
-    paths = [path for path in sorted(run.glob("fold*/best.pt")) if FOLD_FOLDER.fullmatch(path.parent.name)]
+    paths = list(best_checkpoints(run).values())
     if not paths:
         raise InputError(f"{run}: no trained fold; train one with python -m train.run, or choose with --run")
     return load_folds(paths)

@@ -7,9 +7,15 @@ from typing import Any
 
 from cache.cli import InputError
 
-FOLD_FOLDER = re.compile(r"fold(\d+|none)")
+_FOLD_FOLDER = re.compile(r"fold(\d+|none)")
 _NUMBERS = ("epoch", "lr", "train_loss", "train_accuracy", "clips_per_second")
 _JUDGED = ("val_loss", "val_accuracy")  # None where nothing was held out
+
+
+def best_checkpoints(run: Path) -> dict[str, Path]:
+    """The best.pt of each trained fold of a run, by the fold's name; sorted."""
+    paths = [path for path in sorted(run.glob("fold*/best.pt")) if _FOLD_FOLDER.fullmatch(path.parent.name)]
+    return {path.parent.name.removeprefix("fold"): path for path in paths}
 
 
 def read_run(run: Path) -> dict[str, list[dict[str, Any]]]:
@@ -19,7 +25,7 @@ def read_run(run: Path) -> dict[str, list[dict[str, Any]]]:
     ------
     InputError : no such run, or no fold in it
     """
-    folders = [path for path in run.glob("fold*") if path.is_dir() and FOLD_FOLDER.fullmatch(path.name)]
+    folders = [path for path in run.glob("fold*") if path.is_dir() and _FOLD_FOLDER.fullmatch(path.name)]
     if not folders:
         near = ", ".join(sorted({path.parent.name for path in run.parent.glob("*/fold*")}))
         raise InputError(
