@@ -133,8 +133,7 @@ def choose_memory_format(
     if world.device.type == "cpu":
         return torch.channels_last
     shape = (world.local_batch_size(options.batch_size), 1, *size)
-    faster = find_faster_format(model, shape, world.device, dtype, training=True)
-    return FORMATS["channels_last" if world.gather(faster == torch.channels_last)[0] else "contiguous"]
+    return world.gather(find_faster_format(model, shape, world.device, dtype, training=True))[0]
 
 
 def find_faster_format(
