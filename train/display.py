@@ -34,8 +34,8 @@ class Display:
             return
         parameters = sum(p.numel() for p in trainer.model.parameters()) / 1e6
         fold, labels = trainer.fold, len(record.cache.classes)
-        held = int(calibration_clips(record.cache, record.options.hold_back).sum()) * (record.fold_name != "none")
-        kept = f", {held:,} in no fold, for infer.calibrate" if held else ""
+        held = calibration_clips(record.cache, record.options.hold_back).sum()
+        kept = f", {held:,} in no fold, for infer.calibrate" if held and record.fold_name != "none" else ""
         precision = str(trainer.dtype or torch.float32).removeprefix("torch.")
         place = "on the device" if trainer.batches.resident else "from the mapped cache"
         self.line(

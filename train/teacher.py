@@ -24,7 +24,7 @@ from train.trained_on import clip_contents
 from train.world import World
 
 _BATCH = 64
-_NO_LABEL = r"(?P<label>\.)(?P<fold>[^.])[^.]*$"  # the build wants both, and finds them in any suffix
+_NO_LABEL = r"(?P<label>\.)(?P<fold>[^.])[^.]*$"  # one label; and a fold as given, which a single recording may have
 
 
 @dataclasses.dataclass
@@ -75,11 +75,10 @@ def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
         raise InputError(f"--unlabelled {folder}: holds no other recordings than {cache.folder}")
     if world.is_main:
         left_out, unusable = len(contents) - len(new), more.index["counts"]["rejected"]
-        say(
-            f"{folder}: {len(new):,} clips without labels"
-            + f", {left_out:,} left out that the corpus has, or a list for testing" * bool(left_out)
-            + f", {unusable:,} that cannot be used: {more.folder}/rejected.csv" * bool(unusable)
-        )
+        note = f"{folder}: {len(new):,} clips without labels"
+        note += f", {left_out:,} left out that the corpus has, or a list for testing" if left_out else ""
+        note += f", {unusable:,} that cannot be used: {more.folder}/rejected.csv" if unusable else ""
+        say(note)
     said = np.mean([_judge(*member, heard, new, world) for member in members.items()], axis=0)
     inputs = [digest, *map(file_checksum, members), hashlib.sha256(contents[new].tobytes()).hexdigest()]
     return Lessons(
