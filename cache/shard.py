@@ -135,11 +135,10 @@ def map_shard(folder: Path, number: int, config: FeatureConfig, rows: int, sourc
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
         raise InputError(f"{path}: not a readable HDF5 shard ({first_line(error)}); {REBUILD}") from None
     shape = (rows, *config.row_shape)
-    size = os.fstat(raw.fileno()).st_size
-    if offset + 2 * math.prod(shape) > size:
+    size, end = os.fstat(raw.fileno()).st_size, offset + 2 * math.prod(shape)
+    if end > size:
         raise InputError(f"{path}: truncated: {size} bytes; {REBUILD}")
-    words = map_file(raw)[offset : offset + 2 * math.prod(shape)].view("<u2")
-    words = words.reshape(shape[0] * shape[1], shape[2] * shape[3])
+    words = map_file(raw)[offset:end].view("<u2").reshape(shape[0] * shape[1], shape[2] * shape[3])
     return MappedShard(words.view("<f2").reshape(shape), words, raw, offset)
 
 
