@@ -33,8 +33,9 @@ class Backbone:
 
     def __init__(self, path: Path, saved: dict[str, Any], device: torch.device) -> None:
         self._saved, self._device = saved, device
-        what, others = f"the last layer of {saved['options']['model']} cannot be replaced", torch.OutOfMemoryError
-        self._blamed = functools.partial(taking_over, path, what, "train another model", (InputError, others))
+        what = f"the last layer of {saved['options']['model']} cannot be replaced"
+        passed = (InputError, torch.OutOfMemoryError)
+        self._blamed = functools.partial(taking_over, path, what, "train another model", passed)
         self._network: Any = load_trained(path, saved).to(device).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
