@@ -267,6 +267,7 @@ class JoinedCache(Cache):
 
     def __init__(self, first: Cache, second: Cache, clips: np.ndarray, targets: np.ndarray) -> None:
         vars(self).update(vars(first))
+        allow_open_files(len(first._listed) + len(second._listed))
         self._mapped, self._second = {}, second
         self._offset = max(self._listed) + 1  # of the other's shard numbers
         more = second.clips[clips]
