@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -206,6 +207,38 @@ def test_a_teacher_whose_folds_heard_other_features_is_refused(more: Path, capsy
     save_checkpoint(path, {**saved, "features": {**saved["features"], "top_db": 60.0}})
     assert train([*STUDENT, "--unlabelled", "more"]) == 2
     assert f"{RUN}: its folds were not trained on the same features; train them again" in capsys.readouterr().err
+
+
+def test_a_fold_in_place_of_another_is_refused(more: Path, capsys: pytest.CaptureFixture) -> None:
+    """It would have two votes."""
+    shutil.copy(Path(RUN) / "fold0/best.pt", Path(RUN) / "fold1/best.pt")
+    assert train([*STUDENT, "--unlabelled", "more"]) == 2
+    assert "fold1/best.pt: is of fold 0" in capsys.readouterr().err
+
+
+def test_other_recordings_in_their_place(more: Path, capsys: pytest.CaptureFixture) -> None:
+    """The error names the folder to remove; after that the new ones are learned from."""
+    lessons_of(unlabelled="more")
+    for path in more.glob("?.wav"):
+        path.rename(more / f"new-{path.name}")
+    for path in more.glob("??.wav"):
+        path.unlink()
+    (more / "x.y.wav").unlink()
+    assert train([*STUDENT, "--unlabelled", "more"]) == 2
+    said = capsys.readouterr().err
+    shutil.rmtree(re.search("to begin anew remove (.*)\n", said)[1])  # type: ignore[index]
+    assert len(lessons_of(unlabelled="more").unlabelled) == 10
+
+
+def test_background_that_came_and_went(more: Path) -> None:
+    """Of two caches with different background, the one that was asked for last is taken."""
+    shutil.copytree(more, more / "_background_noise_", ignore=shutil.ignore_patterns("[!3]*", "_*"))
+    with_background = lessons_of(unlabelled="more")
+    shutil.rmtree(more / "_background_noise_")
+    (more / "4.wav").rename(more.parent / "4.wav")
+    assert len(lessons_of(unlabelled="more").unlabelled) == 29
+    (more.parent / "4.wav").rename(more / "4.wav")
+    assert len(lessons_of(unlabelled="more").unlabelled) == len(with_background.unlabelled) == 30
 
 
 def test_an_earlier_rejection_is_not_the_reason(more: Path, capsys: pytest.CaptureFixture) -> None:

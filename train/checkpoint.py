@@ -95,6 +95,9 @@ def load_checkpoint(path: Path, data: bytes | None = None) -> dict[str, Any]:
 def load_folds(paths: list[Path]) -> dict[Path, dict[str, Any]]:
     """Read checkpoints of folds of one run, by path; InputError where they are not of one kind."""
     trained = {path: load_checkpoint(path) for path in paths}
+    for path, saved in trained.items():
+        if path.parent.name != f"fold{saved['fold']}":
+            raise InputError(f"{path}: is of fold {saved['fold']}; {AGAIN}")
     for key in ("features", "split_digest", "classes"):
         if any(saved[key] != trained[paths[0]][key] for saved in trained.values()):
             raise InputError(

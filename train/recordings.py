@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cache.cli import InputError
+from cache.cli import InputError, printable
 from cache.config import FeatureConfig
 from cache.find import list_caches
-from cache.index import INDEX, Cache
+from cache.index import Cache
 
 _FEATURES = "sample_rate clip_seconds n_fft n_mels fmin fmax top_db normalize num_views augment".split()
 
@@ -40,7 +40,8 @@ def build_features(audio: str, config: FeatureConfig, cache_dir: Path, *flags: s
         raise KeyboardInterrupt
     if done.returncode:
         raise InputError(_describe_failure(audio, cache_dir, done.stderr))
-    cache = Cache(max(list_caches(cache_dir), key=lambda folder: (folder / INDEX).stat().st_mtime))
+    said = done.stdout.splitlines()  # which names the cache, beside that with other background
+    cache = Cache(next(folder for folder in list_caches(cache_dir) if printable(str(folder)) in said))
     if cache.config.view_config != config.view_config:
         raise InputError(f"{audio}: this version makes other features than the run's; train the run again")
     return cache

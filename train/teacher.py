@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.cli import InputError, say
+from cache.cli import InputError, counted, say
 from cache.config import FeatureConfig
 from cache.files import LOCK, file_checksum, file_lock
 from cache.index import TRAIN, Cache, JoinedCache
@@ -53,6 +53,8 @@ def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
     InputError : as :func:`teacher_probs`; or recordings whose features cannot be computed, or which the cache holds
     """
     run, folder = Path(str(options.teacher)), options.unlabelled
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"--unlabelled {folder}: no such folder")
     probs, digest = teacher_probs(run, cache)
     share = np.full((len(probs), 1), options.teacher_share, np.float32)
     if not folder:
@@ -75,7 +77,7 @@ def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
         raise InputError(f"--unlabelled {folder}: holds no other recordings than {cache.folder}")
     if world.is_main:
         left_out, unusable = len(contents) - len(new), more.index["counts"]["rejected"]
-        note = f"{folder}: {len(new):,} clips without labels"
+        note = f"{folder}: {counted(len(new), 'clip')} without labels"
         note += f", {left_out:,} left out that the corpus has, or a list for testing" if left_out else ""
         note += f", {unusable:,} that cannot be used: {more.folder}/rejected.csv" if unusable else ""
         say(note)
@@ -99,8 +101,11 @@ def _features(folder: str, config: FeatureConfig, cache: Cache, world: World) ->
     def build() -> str:
         say(f"{folder}: computing the features that are not in {cache_dir}")
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with file_lock(cache_dir / LOCK):  # of two runs that begin together one builds
-            return str(build_features(folder, config, cache_dir, "--skip-bad", f"--pattern={_NO_LABEL}").folder)
+        try:
+            with file_lock(cache_dir / LOCK):  # of two runs that begin together one builds
+                return str(build_features(folder, config, cache_dir, "--skip-bad", f"--pattern={_NO_LABEL}").folder)
+        except InputError as error:
+            raise InputError(f"--unlabelled {folder}: {error}; to begin anew remove {cache_dir}") from None
 
     return Cache(world.decide(build))
 
