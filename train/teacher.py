@@ -12,7 +12,8 @@ import torch
 from cache.cli import InputError, counted, say
 from cache.config import FeatureConfig
 from cache.files import LOCK, file_checksum, file_lock
-from cache.index import TRAIN, Cache, JoinedCache
+from cache.index import TRAIN, Cache
+from cache.joined import JoinedCache
 from train.calibration import fit_temperature
 from train.checkpoint import AGAIN, load_folds
 from train.data import judge_clips
