@@ -141,6 +141,25 @@ def test_a_teacher_may_have_other_features(more: Path) -> None:
     assert saved["state"]["taught"] == first.digest
 
 
+def test_a_killed_student_goes_on_to_the_same_bits(more: Path) -> None:
+    """What the teacher says is asked for again, and is the same."""
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "train.run", *STUDENT[:-1], name, "--epochs", "4", "--unlabelled", "more"]
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    assert start("whole").wait() == 0
+    killed, metrics = start("killed"), Path("runs/killed/foldnone/metrics.jsonl")
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") == 2):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert start("killed").wait() == 0
+    weights = [load_checkpoint(Path(f"runs/{name}/foldnone/best.pt"))["model"] for name in ("whole", "killed")]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
 def _commands_below(pid: int) -> str:
     """The command lines of a process's children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
