@@ -16,7 +16,7 @@ from infer.options import EnsembleOptions, trained_runs
 from train.checkpoint import load_checkpoint
 from train.models import load_trained
 from train.precision import FORMATS, amp_dtype, device_name, find_faster_format, prediction_dtype
-from train.progress import best_checkpoints, read_run
+from train.progress import best_checkpoints, read_metrics
 from train.world import World
 
 _TIMED_CLIPS = 64  # of the batch that the memory formats are timed with
@@ -133,7 +133,7 @@ def _say_unfinished(members: list[Member]) -> None:
     """Say on stderr which members have not been trained to the end, and whose epoch's weights they have."""
     for member in members:
         with contextlib.suppress(InputError, TypeError):  # damaged metrics or flags are no reason not to judge
-            entries = read_run(Path(member.run)).get(member.fold)
+            entries = read_metrics(member.path.parent)
             last = entries[-1]["epoch"] if entries else 0
             epochs, patience = (member.options.get(key, 0) for key in ("epochs", "patience"))
             if last and last < epochs and not 0 < patience <= last - member.epoch:

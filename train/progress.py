@@ -31,11 +31,18 @@ def read_run(run: Path) -> dict[str, list[dict[str, Any]]]:
         raise InputError(
             f"{run}: no run there; train one with python -m train.run" + (f", or name one of {near}" if near else "")
         )
-    folds = {folder.name.removeprefix("fold"): _read_metrics(folder / "metrics.jsonl") for folder in folders}
+    folds = {folder.name.removeprefix("fold"): read_metrics(folder) for folder in folders}
     return dict(sorted(folds.items(), key=lambda item: (not item[0].isdecimal(), len(item[0]), item[0])))
 
 
-def _read_metrics(metrics: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl in a fold's folder, one per epoch; none where it is not there.
+
+    Raises
+    ------
+    InputError : damaged
+    """
+    metrics = folder / "metrics.jsonl"
     try:
         whole = metrics.read_bytes().rpartition(b"\n")[0]  # a line without its end is still being written
         entries = [json.loads(line) for line in whole.splitlines()]
