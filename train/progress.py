@@ -19,18 +19,8 @@ def best_checkpoints(run: Path) -> dict[str, Path]:
 
 
 def read_run(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of metrics.jsonl, one per epoch, of each fold of a run; the folds are in order.
-
-    Raises
-    ------
-    InputError : no such run, or no fold in it
-    """
+    """What :func:`read_metrics` says of each fold of a run; the folds are in order."""
     folders = [path for path in run.glob("fold*") if path.is_dir() and _FOLD_FOLDER.fullmatch(path.name)]
-    if not folders:
-        near = ", ".join(sorted({path.parent.name for path in run.parent.glob("*/fold*")}))
-        raise InputError(
-            f"{run}: no run there; train one with python -m train.run" + (f", or name one of {near}" if near else "")
-        )
     folds = {folder.name.removeprefix("fold"): read_metrics(folder) for folder in folders}
     return dict(sorted(folds.items(), key=lambda item: (not item[0].isdecimal(), len(item[0]), item[0])))
 
