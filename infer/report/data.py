@@ -100,14 +100,13 @@ def judge_sources(options: ReportOptions, members: list[Member], world: World) -
     """
     sources, errors = [], []
     if options.source or options.split != "oof":
-        recordings = None
         try:
             recordings = world.decide(lambda: labelled_recordings(members, options))
         except InputError as error:
             if options.source or options.split == "test":
                 raise
             errors.append(error)
-        if recordings:
+        else:
             sources.append(Source(*judge_and_measure(members, recordings, options, world)))
     try:
         clips, mean = world.decide(lambda: out_of_fold(members, options.cache_dir, options.audio_dir))
