@@ -17,6 +17,7 @@ from infer.onnx_model import OnnxModel
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")  # of the extra [export]
 OUTPUT = "model.onnx"  # where no other is named
 placed = atomic_path
+run = OnnxModel  # loads a file into onnxruntime, on the CPU
 _OPSET = 18
 _QUANTISED = ("Conv", "Gemm", "MatMul")  # of the networks; quantising every operator was no faster
 _MOST_BYTES = 2**31 - 2**20  # a protobuf file ends at 2 GiB
@@ -106,8 +107,3 @@ def quantise(source: Path, target: Path, clips: np.ndarray) -> None:
         )
     finally:
         logging.disable(logging.NOTSET)
-
-
-def run(path: Path) -> Runner:
-    """Load an ONNX file into onnxruntime, on the CPU."""
-    return OnnxModel(path)
