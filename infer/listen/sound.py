@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import queue
 import re
 import struct
@@ -55,20 +56,20 @@ def standard_input(stream: BinaryIO, options: ListenOptions) -> Sound:
         encoding, channels, rate, size = _read_wav_header(stream, begin[8:])
         begin = b""
     else:
-        encoding, channels, rate, size = options.encoding, options.channels, options.rate, None
+        encoding, channels, rate, size = options.encoding, options.channels, options.rate, math.inf
     blocks = _decoded(begin, stream, np.dtype(ENCODINGS[encoding]), channels, size)
     return Sound("standard input", rate, blocks)  # a pipe waits, nothing is lost in it
 
 
-def _read_wav_header(stream: BinaryIO, form: bytes) -> tuple[str, int, int, int | None]:
-    """Encoding, channels, rate and bytes of sound (None: unknown) of a WAV file whose first twelve bytes are read."""
+def _read_wav_header(stream: BinaryIO, form: bytes) -> tuple[str, int, int, float]:
+    """Encoding, channels, rate and bytes of sound (infinity: unknown) of a WAV file after its first twelve bytes."""
     code, bits, channels, rate, long_size = 0, 0, 0, 0, 0
     while form == b"WAVE" and len(chunk := stream.read(8)) == 8:
         name, size = struct.unpack("<4sI", chunk)
         if name == b"data":
             if (code, bits) in _WAV_CODES and 0 < channels <= MAX_CHANNELS and RATES[0] <= rate <= RATES[1]:
                 whole = size if size < _UNKNOWN_SIZE else long_size
-                return _WAV_CODES[code, bits], channels, rate, whole or None
+                return _WAV_CODES[code, bits], channels, rate, whole or math.inf
             raise InputError(
                 f"standard input: WAV of format {code}, {bits} bits, {channels} channels, {rate} Hz; expected integers "
                 "of 16 or 32 bits, or 32-bit float"
@@ -85,11 +86,12 @@ def _read_wav_header(stream: BinaryIO, form: bytes) -> tuple[str, int, int, int 
     raise InputError("standard input: a WAV header that is damaged")
 
 
-def _decoded(begin: bytes, stream: BinaryIO, dtype: np.dtype, channels: int, size: int | None) -> Iterator[np.ndarray]:
-    held, frame, left = begin, dtype.itemsize * channels, size
+def _decoded(begin: bytes, stream: BinaryIO, dtype: np.dtype, channels: int, left: float) -> Iterator[np.ndarray]:
+    """Blocks (n, channels) of `begin` and of at most `left` bytes that follow it."""
+    held, frame = begin, dtype.itemsize * channels
     scale = np.float32(1 if dtype.kind == "f" else 2.0 ** (1 - 8 * dtype.itemsize))
-    while data := stream.read1(_READ if left is None else min(_READ, left)):  # type: ignore[attr-defined]
-        left = None if left is None else left - len(data)
+    while data := stream.read1(min(_READ, left)):  # type: ignore[attr-defined]
+        left -= len(data)
         held += data
         whole = len(held) // frame * frame
         yield np.frombuffer(held[:whole], dtype).astype(np.float32).reshape(-1, channels) * scale
