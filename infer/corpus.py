@@ -210,7 +210,7 @@ def _recordings(cache: Cache, mask: np.ndarray, options: EnsembleOptions, nothin
     return recordings
 
 
-def find_corpus(cache: Cache, audio_dir: str | None = None) -> Path:
+def find_corpus(cache: Cache, audio_dir: str | None) -> Path:
     """The folder that a cache's clips lie in now.
 
     Parameters

@@ -37,11 +37,11 @@ def recalls(judged: np.ndarray, targets: np.ndarray, classes: list[str]) -> list
     return sorted(rows, key=lambda row: row["recall"])
 
 
-def confusions(judged: np.ndarray, targets: np.ndarray, classes: list[str], most: int = 10) -> list[dict[str, Any]]:
-    """The most frequent pairs of true and wrong label, with their counts."""
+def confusions(judged: np.ndarray, targets: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
+    """The ten most frequent pairs of true and wrong label, with their counts."""
     wrong = judged != targets
     pairs, counts = np.unique(np.stack([targets[wrong], judged[wrong]]), axis=1, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
+    order = np.argsort(-counts, kind="stable")[:10]
     return [
         {"label": classes[pairs[0, i]], "judged": classes[pairs[1, i]], "clips": int(counts[i])} for i in order.tolist()
     ]
@@ -67,16 +67,16 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> tu
     return ece, np.stack([clips, *means], axis=1).round(4).tolist()
 
 
-def coverage(confidence: np.ndarray, right: np.ndarray, steps: int = 100) -> list[list[float]]:
+def coverage(confidence: np.ndarray, right: np.ndarray) -> list[list[float]]:
     """What a threshold on the confidence keeps.
 
     Returns
     -------
-    list : for the thresholds 0, 1/steps … 1: the share of clips at or above, and the share of those judged rightly
+    list : for the thresholds 0, 0.01 … 1: the share of clips at or above, and the share of those judged rightly
         (1 where none is left)
     """
     order = np.argsort(confidence)
-    kept_from = np.searchsorted(confidence[order], np.arange(steps + 1) / steps)
+    kept_from = np.searchsorted(confidence[order], np.arange(101) / 100)
     rights = np.append(np.cumsum(right[order][::-1])[::-1], 0)[kept_from]
     clips = len(right) - kept_from
     accuracy = np.where(clips > 0, rights / np.maximum(clips, 1), 1.0)
