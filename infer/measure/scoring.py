@@ -1,5 +1,6 @@
 """Accuracy with its interval, recall and confusions."""
 
+import collections
 import math
 from typing import Any
 
@@ -40,11 +41,9 @@ def recalls(judged: np.ndarray, targets: np.ndarray, classes: list[str]) -> list
 def confusions(judged: np.ndarray, targets: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
     """The ten most frequent pairs of true and wrong label, with their counts."""
     wrong = judged != targets
-    pairs, counts = np.unique(np.stack([targets[wrong], judged[wrong]]), axis=1, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:10]
-    return [
-        {"label": classes[pairs[0, i]], "judged": classes[pairs[1, i]], "clips": int(counts[i])} for i in order.tolist()
-    ]
+    pairs = sorted(zip(targets[wrong].tolist(), judged[wrong].tolist(), strict=True))
+    found = collections.Counter(pairs).most_common(10)
+    return [{"label": classes[label], "judged": classes[other], "clips": count} for (label, other), count in found]
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> tuple[float, list[list[float]]]:
