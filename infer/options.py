@@ -162,12 +162,12 @@ class LabelledOptions(EnsembleOptions):
         super().__post_init__()
         if self.manifest and self.input:
             raise InputError("--manifest and --input are two answers to one question; use one")
-        for name in ("robustness", "negatives"):
-            if getattr(self, name) and self.split == "oof" and not self.source:
-                raise InputError(f"--{name} judges recordings; name them with --split test or --input FOLDER")
-        if self.ensemble == "hard" and self.split == "oof" and not self.source:
-            raise InputError("--ensemble hard judges recordings; name them with --split test or --input FOLDER")
-        if self.negatives and self.ensemble == "hard":
+        hard = self.ensemble == "hard"
+        judging = {"--robustness": self.robustness, "--negatives": self.negatives, "--ensemble hard": hard}
+        for name, given in judging.items():
+            if given and self.split == "oof" and not self.source:
+                raise InputError(f"{name} judges recordings; name them with --split test or --input FOLDER")
+        if self.negatives and hard:
             raise InputError("--negatives: shares of votes have no thresholds; leave out --ensemble hard")
 
 
