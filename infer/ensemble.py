@@ -77,7 +77,7 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[Member], tta: int, ensemble: str = "soft") -> None:
-        self.vote, self._members, self._tta = ENSEMBLES[ensemble], members, tta
+        self.vote = ENSEMBLES[ensemble]
         digests = [*sorted(member.digest for member in members), str(tta)]
         name = f"ensemble-{hashlib.sha256(' '.join(digests).encode()).hexdigest()[:16]}.json"
         self.path = Path(min(members, key=lambda member: member.digest).run) / name
@@ -87,20 +87,20 @@ class Ensemble:
         if ensemble == "soft" and self.path.exists():
             self.temperature, self.thresholds, fitted = _read_calibration(self.path)
             self.calibrated = fitted or alone
+        runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in members))
+        folds = ",".join(dict.fromkeys(member.fold for member in members))
+        source = "" if all(member.hold_back for member in members) else " --input FOLDER"
+        self._remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {tta}{source}"
 
     def describe_doubt(self) -> str:
         """What infer.calibrate has not done for these members and views, and how to have it done; "" for nothing."""
         if self.vote is hard_vote:
             unused = f"{self.path.parent}: its thresholds are of --ensemble soft, and not used for votes"
             return unused if _has_thresholds(self.path) else ""
-        runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in self._members))
-        folds = ",".join(dict.fromkeys(member.fold for member in self._members))
-        source = "" if all(member.hold_back for member in self._members) else " --input FOLDER"
-        remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {self._tta}{source}"
         if not self.path.exists() and any(map(_has_thresholds, self.path.parent.glob("ensemble-*.json"))):
-            remedy += " --negatives FOLDER --false-alarms-per-hour N"
+            remedy = f"{self._remedy} --negatives FOLDER --false-alarms-per-hour N"
             return f"{self.path.parent}: its thresholds are of other folds, views or an earlier training; {remedy}"
-        return "" if self.calibrated else f"confidence: too modest until you {remedy}"
+        return "" if self.calibrated else f"confidence: too modest until you {self._remedy}"
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Probabilities (n, classes) from those of members and views (members, views, n, classes)."""
