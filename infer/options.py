@@ -62,7 +62,7 @@ class EnsembleOptions(MemberOptions):
     )
     audio_dir: str | None = flag(
         None,
-        "the corpus, if it is no longer where the cache was built from, nor beside it; the files of a table",
+        "the folder of the corpus, if it has moved away from the cache; of a table, the folder of its files",
         metavar="FOLDER",
     )
     columns: str | None = flag(
@@ -128,7 +128,7 @@ class ListenOptions(WindowOptions):
         positional=True,
     )
     onnx: str | None = flag(None, "judge with a file of infer.export instead, without torch", metavar="FILE")
-    ensemble: str = flag("soft", "shares of votes have no thresholds", choices=("soft",))
+    ensemble: str = flag("soft", "mean of probabilities; votes have no thresholds", choices=("soft",))
     eager: bool = flag(
         False, "print the first window that is sure enough at once, instead of the most confident one a clip later"
     )
@@ -161,14 +161,14 @@ class LabelledOptions(EnsembleOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.manifest and self.input:
-            raise InputError("--manifest and --input are two answers to one question; use one")
+            raise InputError("--manifest and --input both name what to judge; leave one out")
         hard = self.ensemble == "hard"
         judging = {"--robustness": self.robustness, "--negatives": self.negatives, "--ensemble hard": hard}
         for name, given in judging.items():
             if given and self.split == "oof" and not self.source:
                 raise InputError(f"{name} judges recordings; name them with --split test or --input FOLDER")
         if self.negatives and hard:
-            raise InputError("--negatives: shares of votes have no thresholds; leave out --ensemble hard")
+            raise InputError("--negatives needs probabilities, and votes have none; leave out --ensemble hard")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class EvaluateOptions(LabelledOptions):
 class CalibrateOptions(EnsembleOptions):
     """Flags of ``python -m infer.calibrate``."""
 
-    ensemble: str = flag("soft", "shares of votes have no temperature", choices=("soft",))
+    ensemble: str = flag("soft", "mean of probabilities; votes have no temperature", choices=("soft",))
     input: str | None = flag(
         None,
         "a folder of <label>/ folders, or a CSV table, that no member was trained on (default: the clips that "
@@ -193,7 +193,7 @@ class CalibrateOptions(EnsembleOptions):
         None, "recordings of any length without the words, to choose each label's threshold by", metavar="FOLDER"
     )
     false_alarms_per_hour: float | None = flag(
-        None, "of each label, that its threshold lets through; with --negatives", (0, 3600)
+        None, "how many of each label its threshold may let through; with --negatives", (0, 3600)
     )
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     fitted = _fit(mean, judged, members, options, world)
     temperature = ensemble.temperature if fitted is None else fitted
     if ensemble.thresholds and not options.negatives and world.is_main:
-        say("its thresholds were of another temperature and are dropped; add --negatives to keep some", error=True)
+        say("thresholds that were chosen before are dropped; add --negatives FOLDER to choose new ones", error=True)
     ensemble.temperature, ensemble.thresholds = temperature, {}
     calibrated = ensemble(judged.probs)
     before, after = _certainty(mean, judged.targets), _certainty(calibrated, judged.targets)
@@ -83,7 +83,7 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
 def _fit(
     mean: np.ndarray, judged: JudgedClips, members: list[Member], options: CalibrateOptions, world: World
 ) -> float | None:
-    """The temperature of the mean; None where it would be chance, but thresholds, which hold at any, are wanted."""
+    """The temperature of the mean; None where it would be chance, and ``--negatives`` asks for thresholds anyway."""
     wrong = int((mean.argmax(axis=1) != judged.targets).sum())
     remedy = "use --input FOLDER with more recordings, or train with a larger --hold-back"
     if len(mean) < _FEWEST_CLIPS or wrong < _FEWEST_ERRORS:
