@@ -103,7 +103,7 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
 
 
 def is_background(name: str) -> bool:
-    """Whether a recording is no label's, or only a piece of it is: it lies in a folder such as _background_noise_."""
+    """Whether a recording lies in a folder such as _background_noise_, but for _unknown_ and _silence_."""
     folder, _, within = name.partition("/")
     return folder.startswith("_") and bool(within) and folder.strip("_") not in (UNKNOWN, SILENCE)
 
@@ -162,7 +162,7 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
     check_no_words_added(members[0], cache)
     share = min(member.hold_back for member in members)
     held_back = calibration_clips(cache, share)
-    copies = _copies(cache, held_back, (cache.clips["split"] == TRAIN) & ~held_back)  # they tell nothing
+    copies = _copies(cache, held_back, (cache.clips["split"] == TRAIN) & ~held_back)
     but = f", but for {copies.sum():,} of recordings that were trained on, too" if copies.any() else ""
     why, more = f"--hold-back {share:g}{but}", ", or train with a larger --hold-back"
     if any(member.fold == "none" for member in members):
@@ -174,11 +174,9 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
 
 
 def _copies(cache: Cache, clips: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """Which of some clips are of recordings that others are of, too, but for background [shape=(n_clips,), dtype=bool].
+    """Which of `clips` have the same content as one of `trained`; all three are masks of the clip table.
 
-    Parameters
-    ----------
-    clips, trained : masks of the clip table
+    Clips cut from background never count: they share their file.
     """
     contents = clip_contents(cache)
     if contents is None:

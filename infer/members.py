@@ -42,7 +42,7 @@ class Member:
     calibrated: bool = True
     """Whether neither the member nor a teacher of it knew the clips that its temperature was fitted on."""
     hold_back: float = 0.0
-    """Share of the clips that no fold of the run was trained on and that can tell of all its labels."""
+    """Share of the clips that training kept from every fold; 0 of fold none, and where words were added later."""
     digest: str = ""
     """SHA-256 of the checkpoint."""
     trained_on: np.ndarray | None = None

@@ -39,7 +39,8 @@ def _print_false_alarms(measured: dict[str, Any]) -> None:
     curve = zip(measured["thresholds"], everything["false_alarms_per_hour"], everything["misses"], strict=True)
     shown = [(f"{threshold:g}", f"{rate:.2f}", f"{misses:.2%}") for threshold, rate, misses in curve]
     title = f"false alarms in {measured['hours']:.2f} hours of {measured['source']}"
-    print_table(f"{title}, all labels", shown[:1] + shown[7::10], ("threshold", "per hour", "misses"))
+    chosen = shown[:1] + shown[7::10]  # 0.5, 0.9, 0.99 …
+    print_table(f"{title}, all labels", chosen, ("threshold", "per hour", "misses"))
     labels = sorted(measured["labels"], key=lambda row: -row["at"]["false_alarms_per_hour"])[:10]
     cells = [(row["label"] or "all labels", *row["at"].values()) for row in (*labels, everything)]
     rows = [
