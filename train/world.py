@@ -21,6 +21,7 @@ import torch.distributed as dist
 from cache.cli import EXIT_ERROR, InputError, describe_error, is_reader_gone, say
 from cache.memory import keep_freed_memory
 
+LONG_WAIT = datetime.timedelta(days=20)  # for a rank with long recordings; more overflows gloo's milliseconds
 # what torch raises as a plain RuntimeError where memory runs out
 _NO_MEMORY = re.compile(
     "CU(DNN|BLAS)_STATUS_ALLOC_FAILED|CUDA error: out of memory|DefaultCPUAllocator: can't allocate"

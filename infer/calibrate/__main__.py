@@ -11,9 +11,9 @@ from infer.options import CalibrateOptions
 def main(options: CalibrateOptions) -> int:
     """Judge the clips that nobody was trained on, and keep the temperature."""
     from infer.calibrate.fit import calibrate
-    from train.world import run_in_world
+    from train.world import LONG_WAIT, run_in_world
 
-    return run_in_world(options.device, lambda world: calibrate(options, world))
+    return run_in_world(options.device, lambda world: calibrate(options, world), timeout=LONG_WAIT)
 
 
 if __name__ == "__main__":

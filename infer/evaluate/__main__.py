@@ -11,9 +11,9 @@ from infer.options import EvaluateOptions
 def main(options: EvaluateOptions) -> int:
     """Judge, and print the figures."""
     from infer.evaluate.console import evaluate_and_print
-    from train.world import run_in_world
+    from train.world import LONG_WAIT, run_in_world
 
-    return run_in_world(options.device, lambda world: evaluate_and_print(options, world))
+    return run_in_world(options.device, lambda world: evaluate_and_print(options, world), timeout=LONG_WAIT)
 
 
 if __name__ == "__main__":

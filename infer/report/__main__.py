@@ -11,9 +11,9 @@ from infer.options import ReportOptions
 def main(options: ReportOptions) -> int:
     """Judge, and write the page."""
     from infer.report.page import write_report
-    from train.world import run_in_world
+    from train.world import LONG_WAIT, run_in_world
 
-    return run_in_world(options.device, lambda world: write_report(options, world))
+    return run_in_world(options.device, lambda world: write_report(options, world), timeout=LONG_WAIT)
 
 
 if __name__ == "__main__":
