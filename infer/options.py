@@ -8,7 +8,6 @@ from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, flag
 from train.options import TrainOptions
 
 WINDOW_THRESHOLD = 0.5  # of a window, where nothing else is chosen
-_TRAIN = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
 
 
 def trained_runs(runs_dir: str | Path) -> list[str]:
@@ -23,9 +22,9 @@ class MemberOptions(Flags):
     run: tuple[str, ...] = flag(
         (), "a run folder; repeat for an ensemble of several", action="append", metavar="FOLDER"
     )
-    runs_dir: str = flag(_TRAIN["runs_dir"], "without --run: where run folders are")
-    model: str | None = flag(None, f"without --run: the model (default: {_TRAIN['model']}, or the only run there is)")
-    n_mels: int | None = flag(None, f"without --run: mel bands (default: {_TRAIN['n_mels']})")
+    runs_dir: str = flag(TrainOptions.runs_dir, "without --run: where run folders are")
+    model: str | None = flag(None, f"without --run: the model (default: {TrainOptions.model}, or that of the only run)")
+    n_mels: int | None = flag(None, f"without --run: mel bands (default: {TrainOptions.n_mels})")
     width: int | None = flag(None, "without --run: frames (default: n-mels)")
     folds: str = flag("all", "all folds of the split, or a list such as 0,2; none: the run on everything")
     cache_dir: str = flag("data/cache", "where cache folders are, for the split test")
