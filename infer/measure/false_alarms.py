@@ -1,7 +1,6 @@
 """False alarms: what members find, window by window, in recordings that hold none of the words."""
 
 import dataclasses
-import functools
 import os
 from typing import Any
 
@@ -66,7 +65,7 @@ def find_false_alarms(
         too few hours, which the headers tell before any is judged
     """
     classes = members[0].classes
-    recordings = world.decide(functools.partial(list_negatives, folder, members, words))
+    recordings = world.decide(lambda: list_negatives(folder, members, words))
     hours = sum(map(duration_seconds, recordings.paths)) / 3600
     if wanted is not None and hours * wanted < 1:
         least = f"{1 / wanted:.1f} hours or more" if wanted else "a number above 0"
