@@ -53,7 +53,7 @@ def _say_speakers_heard(recordings: Recordings, members: list[Member], options: 
     for member in members:
         with contextlib.suppress(InputError):  # its cache is not there, or another by now
             cache = find_member_cache(member, options.cache_dir)
-            training = select_fold(cache, member.fold, member.hold_back).training
+            training = select_fold(cache, member.fold, member.options.get("hold_back", 0.0)).training
             heard |= (speakers != b"") & np.isin(speakers, cache.clips["speaker"][training])
     if heard.any():
         what = f"{heard.sum():,} of its recordings are of speakers that were trained on"

@@ -17,9 +17,10 @@ def main(options: TrainOptions) -> int:
     if os.environ.get("RANK", "0") == "0":  # which ends the others
         read_index(options.cache_folder)
     from train.launch import train
-    from train.world import run_in_world
+    from train.world import LONG_WAIT, run_in_world
 
-    return run_in_world(options.device, lambda world: train(options, world))
+    waiting = {"timeout": LONG_WAIT} if options.unlabelled else {}  # while rank 0 computes features
+    return run_in_world(options.device, lambda world: train(options, world), **waiting)
 
 
 if __name__ == "__main__":
