@@ -62,6 +62,16 @@ def flag(default: Any, help: str, limits: tuple[float, float] | None = None, **k
     return dataclasses.field(default=default, metadata={"help": help, "limits": limits, **kwargs})
 
 
+class Once(argparse.Action):
+    """Takes a flag that a user may expect to collect: a second one is an error, and does not replace the first."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Keep the value."""
+        if hasattr(namespace, self.dest):
+            parser.error(f"{option_string} is given twice; it takes one")
+        setattr(namespace, self.dest, values)
+
+
 def parse_flags(options: type, argv: list[str] | None, *, prog: str, description: str | None) -> dict[str, Any]:
     """Parse a command line into the flags that were given explicitly.
 

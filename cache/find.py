@@ -48,9 +48,11 @@ def find_cache(cache_dir: str | Path, n_mels: int, n_frames: int, folder: str | 
             f"{cache_dir}: {len(found)} caches have {n_mels} mels x {n_frames} frames: {names}; choose with --cache"
         )
     names = ", ".join(path.name for path in sizes) or "none"
+    known = next(filter(None, sizes.values()), None)
+    instead = f", or use --n-mels {known[0]} --width {known[1]}" if known else ""
     raise InputError(
         f"{cache_dir}: no finished cache of {n_mels} mels x {n_frames} frames (there: {names}); "
-        f"build it with python -m pipeline.build_cache --n-mels {n_mels}{width}"
+        f"build it with python -m pipeline.build_cache --n-mels {n_mels}{width}{instead}"
     )
 
 

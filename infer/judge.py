@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from cache.cli import InputError
+from cache.cli import InputError, counted
 from cache.cores import usable_cores
 from infer.console import progress_bar
 from infer.members import Member
@@ -40,6 +40,8 @@ class Judged:
     """[shape=(members, views, n, classes), dtype=float32]; zero where the file could not be judged."""
     errors: list[str]
     """Per file, why it could not be judged, or the empty string."""
+    cropped: int = 0
+    """How many files are longer than a clip, and were judged by their loudest one."""
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -75,6 +77,12 @@ def judge_in_shares(
             show(min(len(said) * ranks * group, len(paths)), len(paths))
     shares = world.gather(said)
     return [shares[number % ranks][number // ranks] for number in range(len(groups))]
+
+
+def describe_cropped(count: int, members: Sequence[Member]) -> str:
+    """In words, how many files were judged by their loudest clip; empty where none was."""
+    clip = f"{members[0].config.clip_seconds:g} s"
+    return f"{counted(count, 'recording')} longer than {clip}: judged by the loudest {clip}" if count else ""
 
 
 class Judge:
@@ -123,22 +131,25 @@ class Judge:
         torch.set_num_threads(1)
         self._local.log_mels = [LogMel(*pair) for pair in self._filters.items()]
 
-    def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str]:
-        """Per configuration the views' features (views, n_mels, n_frames) float16, and the error or ""."""
-        results = []
+    def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str, bool]:
+        """Per configuration the views' features (views, n_mels, n_frames) float16; the error or ""; whether cropped."""
+        results, cropped = [], False
         for log_mel in self._local.log_mels:
-            try:
-                samples = read_clip(item, log_mel.config).samples if isinstance(item, str) else item
-            except (InputError, OSError) as error:
-                return [], reason_of(error)
+            samples = item
+            if isinstance(item, str):
+                try:
+                    clip = read_clip(item, log_mel.config)
+                except (InputError, OSError) as error:
+                    return [], reason_of(error), False
+                samples, cropped = clip.samples, clip.cropped
             out = torch.empty(len(self.views), log_mel.config.n_mels, log_mel.config.n_frames, dtype=torch.float16)
             log_mel([view(samples) for view in self.views], out.unbind())
             results.append(out)
-        return results, ""
+        return results, "", cropped
 
     @torch.inference_mode()
-    def _forward(self, featured: list[tuple[list[torch.Tensor], str]]) -> Judged:
-        errors = [error for _, error in featured]
+    def _forward(self, featured: list[tuple[list[torch.Tensor], str, bool]]) -> Judged:
+        errors, cropped = [error for _, error, _ in featured], sum(cropped for *_, cropped in featured)
         good = [index for index, error in enumerate(errors) if not error]
         probs = np.zeros((len(self.members), len(self.views), len(errors), len(self.classes)), np.float32)
         for number, config in enumerate(self._filters):
@@ -153,7 +164,7 @@ class Judge:
                     judged = (logits.float() / member.temperature).softmax(dim=1)
                     judged = torch.where(logits.isfinite().all(dim=1, keepdim=True), judged, torch.nan)
                     probs[index][:, good] = judged.unflatten(0, stacked.shape[:2]).cpu().numpy()
-        return self._without_nan(Judged(probs, errors))
+        return self._without_nan(Judged(probs, errors, cropped))
 
     def _without_nan(self, judged: Judged) -> Judged:
         """Turn what is no number, such as the sum of an overflow, into errors."""

@@ -9,7 +9,7 @@ from scipy.special import softmax
 from cache.cli import InputError, say
 from cache.index import Cache
 from infer.corpus import check_no_words_added, find_corpus, find_member_cache
-from infer.judge import Judge, judge_in_shares
+from infer.judge import Judge, describe_cropped, judge_in_shares
 from infer.members import Member
 from infer.options import EnsembleOptions
 from infer.recordings import Recordings
@@ -120,6 +120,9 @@ def judge_readable(
         raise InputError(f"none of {len(bad)} recordings could be judged; the first: {bad[0]}")
     if bad and world.is_main:
         say(f"{len(bad):,} recordings could not be read and are not counted; {bad[0]}", error=True)
+    cropped = describe_cropped(sum(batch.cropped for batch in judged), members)
+    if cropped and world.is_main:
+        say(cropped, error=True)
     return good, np.concatenate([batch.probs for batch in judged], axis=2)[:, :, good]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, flag
+from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, Once, flag
 from train.options import TrainOptions
 
 WINDOW_THRESHOLD = 0.5  # of a window, where nothing else is chosen
@@ -92,7 +92,9 @@ class WindowOptions(EnsembleOptions):
 class PredictOptions(WindowOptions):
     """Flags of ``python -m infer.predict``."""
 
-    input: str = flag("data/test", "a folder (searched below), a recording, a CSV table, or a text file of paths")
+    input: str = flag(
+        "data/test", "a folder (searched below), a recording, a CSV table, or a text file of paths", action=Once
+    )
     output: str = flag("predictions.csv", "table of file, label, confidence, error")
     probabilities: str | None = flag(None, "also write every class's probability to this CSV", metavar="FILE")
     min_confidence: float | None = flag(
@@ -150,11 +152,13 @@ class LabelledOptions(EnsembleOptions):
     """Which labelled clips are judged."""
 
     split: str = flag("oof", "out-of-fold clips, or the cache's test split", choices=("oof", "test"))
-    input: str | None = flag(None, "judge a folder of <label>/ folders instead", metavar="FOLDER")
-    manifest: str | None = flag(None, "judge the clips of a CSV table instead, those for testing", metavar="FILE")
+    input: str | None = flag(None, "judge a folder of <label>/ folders instead", metavar="FOLDER", action=Once)
+    manifest: str | None = flag(
+        None, "judge the clips of a CSV table instead, those for testing", metavar="FILE", action=Once
+    )
     robustness: bool = flag(False, "also judge them in babble, at other levels and speeds, shifted, cut and clipped")
     negatives: str | None = flag(
-        None, "also count false alarms in recordings of any length without the words", metavar="FOLDER"
+        None, "also count false alarms in recordings of any length without the words", metavar="FOLDER", action=Once
     )
 
     def __post_init__(self) -> None:
@@ -187,9 +191,13 @@ class CalibrateOptions(EnsembleOptions):
         "a folder of <label>/ folders, or a CSV table, that no member was trained on (default: the clips that "
         "training held back)",
         metavar="FOLDER",
+        action=Once,
     )
     negatives: str | None = flag(
-        None, "recordings of any length without the words, to choose each label's threshold by", metavar="FOLDER"
+        None,
+        "recordings of any length without the words, to choose each label's threshold by",
+        metavar="FOLDER",
+        action=Once,
     )
     false_alarms_per_hour: float | None = flag(
         None, "how many of each label its threshold may let through; with --negatives", (0, 3600)

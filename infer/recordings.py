@@ -54,9 +54,12 @@ class Recordings:
         unknown = sorted({label for label, target in zip(labels, targets, strict=True) if target is None})
         if unknown:
             others = f"; call all other words {UNKNOWN}" if UNKNOWN in classes else ""
+            here = (
+                "the labels" if self.labels else "a table with labels (--columns label=NAME) or <label>/ folders named"
+            )
             raise InputError(
                 f"not the label of any class: {', '.join(name or '(no folder)' for name in unknown[:8])}; "
-                f"expected {'the labels' if self.labels else '<label>/ folders named'} {', '.join(classes)}{others}"
+                f"expected {here} {', '.join(classes)}{others}"
             )
         return np.array(targets, np.int64)
 

@@ -35,6 +35,8 @@ class JudgedFiles:
     """Per file, why it could not be judged, or the empty string."""
     detections: list[list[Detection]]
     """Of each file, by start."""
+    cropped: int = 0
+    """How many files were judged by their loudest clip alone."""
 
 
 def judge_in_windows(

@@ -15,6 +15,8 @@ from pipeline.finish import REJECTED
 from pipeline.options import BuildOptions
 
 _LABELS = 12  # are named
+_HEARD = 20_000  # clips in a training that is long enough: see docs/training.md
+_EPOCHS = (10, 100)  # more than recipes have, and at most
 _RECIPES = {  # of train.run, for caches of their mels, frames and normalisation
     (32, 32, "clip"): " --recipe smoke",
     (32, 64, "clip"): " --recipe fast",
@@ -75,7 +77,10 @@ def _print_summary(options: BuildOptions, cache: Cache, built: int, seconds: flo
     size = (cache.config.n_mels, cache.config.n_frames)
     flags = f" --n-mels {options.n_mels}" if options.n_mels != 224 else ""
     flags += f" --width {options.width}" if options.width and options.width != options.n_mels else ""
-    more += _RECIPES.get((*size, cache.config.normalize), flags)
+    recipe = _RECIPES.get((*size, cache.config.normalize))
+    more += flags if recipe is None else recipe
+    epochs = min(_HEARD // max(1, len(cache.clips) - tested), _EPOCHS[1])
+    more += f" --epochs {epochs}" if recipe and epochs > _EPOCHS[0] else ""
     try:
         find_cache(options.cache_dir, *size)
     except InputError:  # there are several of this size

@@ -1,5 +1,6 @@
 """The end of a build: folds, the clip table, the list of rejected files, and the index, which makes it complete."""
 
+import collections
 import contextlib
 import dataclasses
 import re
@@ -141,9 +142,16 @@ def _contents(known: np.ndarray) -> np.ndarray:
 
 def _describe_split(clips: np.ndarray, classes: list[str], settings: dict[str, Any]) -> list[str]:
     """Labels that are lists, and what a given split does that one of ours would not: speakers on two sides and such."""
-    notes, known = [], {*classes}
-    if lists := [name for name in classes if len(parts := _SEPARATOR.split(name)) > 1 and known.issuperset(parts)]:
+    notes = []
+    parts = {name: _SEPARATOR.split(name) for name in classes}
+    uses = collections.Counter(part for several in parts.values() for part in {*several})
+    if lists := [
+        name for name, several in parts.items() if len(several) > 1 and any(uses[part] > 1 for part in several)
+    ]:
         notes.append(f"labels that are lists of others: {len(lists):,}, such as {lists[0]!r}; each is one of its own")
+    alike = collections.Counter(map(str.casefold, classes))
+    if several := [name for name in classes if alike[name.casefold()] > 1]:
+        notes.append(f"labels that differ in capitals only: {', '.join(several[:4])}; each is one of its own")
     for fold in range(settings["folds"]):
         heard = clips["target"][(clips["split"] == TRAIN) & (clips["fold"] != fold)]
         if lacking := [classes[target] for target in np.setdiff1d(np.arange(len(classes)), heard).tolist()]:

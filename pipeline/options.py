@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, command_line, flag
+from cache.cli import AT_LEAST_0, AT_LEAST_1, Flags, InputError, Once, command_line, flag
 from cache.config import NORMALIZE
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -21,7 +21,7 @@ class BuildOptions(Flags):
 
     audio_dir: str = flag("data/audio", "the corpus: <label>/*.wav, .flac, .ogg, .mp3, … ")
     manifest: str | None = flag(
-        None, "a CSV or TSV table of the clips, whose files lie below audio-dir", metavar="FILE"
+        None, "a CSV or TSV table of the clips, whose files lie below audio-dir", metavar="FILE", action=Once
     )
     columns: str | None = flag(
         None, "what columns of the table mean, where their names do not say it", metavar="file=NAME,label=NAME,…"
@@ -40,6 +40,7 @@ class BuildOptions(Flags):
         None,
         "add parts of the recordings in _negatives_/ as unknown: a table as infer.predict --windows writes it",
         metavar="FILE",
+        action=Once,
     )
     silence: int = flag(0, "add so many clips of label silence, cut from _background_noise_/", AT_LEAST_0)
     task: str | None = flag(None, "a published task's --keep, --silence and --split", choices=tuple(TASKS))

@@ -16,7 +16,7 @@ from pipeline.sound_files import is_recording
 COLUMNS = {
     "file": ("file", "path", "filename", "fname", "slice_file_name"),
     "label": ("label", "category", "class", "primary_label"),
-    "group": ("group", "speaker", "client_id", "src_file", "fsid"),
+    "group": ("group", "speaker", "speaker_id", "client_id", "src_file", "fsid"),
     "fold": ("fold",),
     "split": ("split",),
     "start": ("start_s",),
@@ -142,12 +142,13 @@ def _find_columns(path: Path, header: list[str], columns: str | None) -> dict[st
     found = {meaning: names[0] for meaning, names in called.items() if names}
     for pair in columns.split(",") if columns else ():
         meaning, _, name = pair.partition("=")
-        if meaning.strip() not in COLUMNS or name.strip().lower() not in header:
+        meaning = {"speaker": "group"}.get(meaning.strip(), meaning.strip())
+        if meaning not in COLUMNS or name.strip().lower() not in header:
             raise InputError(
                 f"--columns {pair}: expected MEANING=COLUMN; meanings are {', '.join(COLUMNS)}, "
                 f"the columns of {path} {', '.join(header)}"
             )
-        found[meaning.strip()] = name.strip().lower()
+        found[meaning] = name.strip().lower()
     for name in found.values():
         if header.count(name) > 1:
             raise InputError(f"{path}, line 1: {header.count(name)} columns are called {name}; leave one")

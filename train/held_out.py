@@ -30,7 +30,7 @@ def read_held_out(path: Path, cache: Cache, epoch: int | None = None) -> tuple[n
     if missing := {"clip_id", "logits", "target", "split_digest", "classes"} - arrays.keys():
         raise InputError(f"{path}: its array {min(missing)} is missing; {AGAIN}")
     if (str(arrays["split_digest"]), arrays["classes"].tolist()) != (cache.index["split"]["digest"], cache.classes):
-        raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
+        raise InputError(f"{path}: belongs to another split than {cache.folder}; name its --cache-dir, or train again")
     if epoch is not None and (own := arrays.get("epoch", np.array(epoch)).tolist()) != epoch:
         raise InputError(
             f"{path}: of epoch {own}, but the weights beside it are of epoch {epoch}: training has written one of them "

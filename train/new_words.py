@@ -72,7 +72,7 @@ def add_words(options: AddWordsOptions, world: World) -> int:
     named += f" --cache-dir {shlex.quote(options.cache_dir)}" if options.cache_dir != "data/cache" else ""
     if any(run.glob("ensemble-*.json")):
         say(f"calibrate it as {options.run} was: python -m infer.calibrate {named} --input FOLDER")
-    say(f"next: python -m infer.evaluate {named} --split test")
+    say(f"next: python -m infer.evaluate {named} {'--split test' if old.test_clips else '--input FOLDER'}")
     return EXIT_OK
 
 

@@ -106,7 +106,8 @@ def _features(folder: str, config: FeatureConfig, cache: Cache, world: World) ->
             with file_lock(cache_dir / LOCK):  # of two runs that begin together one builds
                 return str(build_features(folder, config, cache_dir, "--skip-bad", f"--pattern={_NO_LABEL}").folder)
         except InputError as error:
-            raise InputError(f"--unlabelled {folder}: {error}; to begin anew remove {cache_dir}") from None
+            remedy = f"; to begin anew remove {cache_dir}" if "holds another corpus" in str(error) else ""
+            raise InputError(f"--unlabelled {folder}: {error}{remedy}") from None
 
     return Cache(world.decide(build))
 

@@ -13,7 +13,7 @@ from cache.files import csv_table
 from infer.corpus import cached_test_split
 from infer.detections import thresholds_of
 from infer.ensemble import Ensemble
-from infer.judge import Judge, judge_in_shares
+from infer.judge import Judge, describe_cropped, judge_in_shares
 from infer.members import Member, load_alike
 from infer.options import WINDOW_THRESHOLD, PredictOptions
 from infer.outputs import output_path
@@ -35,7 +35,7 @@ def predict(options: PredictOptions, world: World) -> int:
     check_outputs(options, classes)
 
     def judge_clips(judge: Judge, groups: Iterable[list[str]]) -> Iterable[JudgedFiles]:
-        return (JudgedFiles(ensemble(said.probs), said.errors, []) for said in judge.judge(groups))
+        return (JudgedFiles(ensemble(said.probs), said.errors, [], said.cropped) for said in judge.judge(groups))
 
     if options.windows:
         least = thresholds_of(classes, options.window_confidence, ensemble.thresholds, WINDOW_THRESHOLD)
@@ -51,6 +51,8 @@ def predict(options: PredictOptions, world: World) -> int:
     bad, unknown = _write_tables(options, recordings, classes, believed, judged)
     files, seconds = len(recordings.paths), time.monotonic() - started
     say(f"{options.output}: {counted(files, 'file')} judged in {seconds:.1f} s, {files / seconds:,.1f} files/s")
+    if cropped := describe_cropped(sum(files.cropped for files in judged), members):
+        say(f"{cropped}; --windows FILE judges all of them", error=True)
     if options.windows:
         found = sum(len(each) for files in judged for each in files.detections)
         say(f"{options.windows}: {counted(found, 'detection')}, with their times")
