@@ -119,9 +119,13 @@ class Judge:
         for batch in batches:
             waiting.append([self._pool.submit(self._features, item) for item in batch])
             if len(waiting) > _AHEAD:
-                yield self._forward([future.result() for future in waiting.popleft()])
+                yield self._judge(waiting.popleft())
         while waiting:
-            yield self._forward([future.result() for future in waiting.popleft()])
+            yield self._judge(waiting.popleft())
+
+    def _judge(self, batch: list[Future]) -> Judged:
+        featured, cropped = zip(*(future.result() for future in batch), strict=True)
+        return dataclasses.replace(self._forward(featured), cropped=sum(cropped))
 
     def close(self) -> None:
         """End the feature threads."""
@@ -131,8 +135,8 @@ class Judge:
         torch.set_num_threads(1)
         self._local.log_mels = [LogMel(*pair) for pair in self._filters.items()]
 
-    def _features(self, item: str | np.ndarray) -> tuple[list[torch.Tensor], str, bool]:
-        """Per configuration the views' features (views, n_mels, n_frames) float16; the error or ""; whether cropped."""
+    def _features(self, item: str | np.ndarray) -> tuple[tuple[list[torch.Tensor], str], bool]:
+        """Per configuration the views' features (views, n_mels, n_frames) float16, the error or ""; whether cropped."""
         results, cropped = [], False
         for log_mel in self._local.log_mels:
             samples = item
@@ -140,16 +144,16 @@ class Judge:
                 try:
                     clip = read_clip(item, log_mel.config)
                 except (InputError, OSError) as error:
-                    return [], reason_of(error), False
+                    return ([], reason_of(error)), False
                 samples, cropped = clip.samples, clip.cropped
             out = torch.empty(len(self.views), log_mel.config.n_mels, log_mel.config.n_frames, dtype=torch.float16)
             log_mel([view(samples) for view in self.views], out.unbind())
             results.append(out)
-        return results, "", cropped
+        return (results, ""), cropped
 
     @torch.inference_mode()
-    def _forward(self, featured: list[tuple[list[torch.Tensor], str, bool]]) -> Judged:
-        errors, cropped = [error for _, error, _ in featured], sum(cropped for *_, cropped in featured)
+    def _forward(self, featured: Sequence[tuple[list[torch.Tensor], str]]) -> Judged:
+        errors = [error for _, error in featured]
         good = [index for index, error in enumerate(errors) if not error]
         probs = np.zeros((len(self.members), len(self.views), len(errors), len(self.classes)), np.float32)
         for number, config in enumerate(self._filters):
@@ -164,7 +168,7 @@ class Judge:
                     judged = (logits.float() / member.temperature).softmax(dim=1)
                     judged = torch.where(logits.isfinite().all(dim=1, keepdim=True), judged, torch.nan)
                     probs[index][:, good] = judged.unflatten(0, stacked.shape[:2]).cpu().numpy()
-        return self._without_nan(Judged(probs, errors, cropped))
+        return self._without_nan(Judged(probs, errors))
 
     def _without_nan(self, judged: Judged) -> Judged:
         """Turn what is no number, such as the sum of an overflow, into errors."""

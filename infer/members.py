@@ -67,10 +67,9 @@ def trained_folds(run: str, folds: str) -> list[str]:
     """
     found = best_checkpoints(Path(run))
     if not found:
-        what = "no trained fold; train one with python -m train.run" if Path(run).is_dir() else "no such folder"
         there = ", ".join(trained_runs(Path(run).parent))
         choose = f", or choose with --run (there: {there})" if there else ""
-        raise InputError(f"{run}: {what}{choose}")
+        raise InputError(f"{run}: no trained fold; train one with python -m train.run{choose}")
     numbered = [fold for fold in found if fold != "none"]
     if folds == "all" and not numbered:
         return ["none"]  # there is nothing else that all could mean

@@ -68,8 +68,11 @@ def find_false_alarms(
     recordings = world.decide(lambda: list_negatives(folder, members, words))
     hours = sum(map(duration_seconds, recordings.paths)) / 3600
     if wanted is not None and hours * wanted < 1:
-        least = f"it takes {60 / wanted:,.1f} minutes or more" if wanted else "ask for more than 0"
-        raise InputError(f"{folder}: {60 * hours:,.1f} minutes do not show {wanted:g} false alarms in an hour; {least}")
+        least = f"{1 / wanted:.1f} hours" if 0 < wanted <= 1 else f"{60 / (wanted or 1):.1f} minutes"
+        raise InputError(
+            f"{folder}: {60 * hours:,.1f} minutes do not show whether there are {wanted:g} false alarms in an hour; it "
+            f"takes {f'{least} or more' if wanted else 'a number above 0'}"
+        )
     judged = judge_in_windows(members, ensemble, recordings.paths, None, np.zeros(len(classes)), options, world)
     errors = [error for files in judged for error in files.errors]
     for name, error in zip(recordings.names, errors, strict=True):
