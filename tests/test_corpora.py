@@ -669,3 +669,24 @@ def test_a_flac_that_does_not_say_how_long_it_is(four: Path, capsys) -> None:
     write_table(Path("t.csv"), "file,label", [(name, label) for name, label in zip("abcde", "xyxyx", strict=True)])
     assert build(["--manifest", "t.csv", "--long", "split", "--folds", "2", *SMALL]) == 1
     assert "does not say how long it is; write it anew" in (only_cache(Path("data/cache")) / "rejected.csv").read_text()
+
+
+def test_labels_that_look_alike_or_share_parts_are_said(four: Path, capsys) -> None:
+    """Yes and yes are two labels, as are two lists of labels; the build says that it took them so."""
+    rows = [(f"{n}.wav", label, f"s{n}") for n, label in enumerate(("Yes", "yes", "Bark,Dog", "Dog,Cat") * 2)]
+    for n in range(8):
+        soundfile.write(f"data/audio/{n}.wav", sound(n, 1, 16000, np.random.default_rng(n)), 16000)
+    write_table(Path("t.csv"), "file,label,speaker_id", rows)
+    assert build(["--manifest", "t.csv", "--columns", "speaker=speaker_id", "--folds", "2", *SMALL]) == 0
+    output = capsys.readouterr().out
+    assert "labels that differ in capitals only: Yes, yes; each is one of its own" in output
+    assert "labels that are lists of others: 2, such as 'Bark,Dog'; each is one of its own" in output
+    assert "group from speaker_id" in output
+
+
+def test_few_recordings_are_told_more_epochs(four: Path, capsys) -> None:
+    """A recipe for tens of thousands ends before a model of ten knows anything."""
+    flags = ["--n-mels", "32", "--width", "64", "--num-views", "1", "--jobs", "1"]
+    Path("t.csv").write_text(TABLE)
+    assert build(["--manifest", "t.csv", *flags]) == 0
+    assert "next: python -m train.run --fold 0 --recipe fast --epochs 100\n" in capsys.readouterr().out

@@ -244,3 +244,20 @@ def test_a_hop_beyond_the_clip_is_refused(here: Path, folder: Path, capsys: pyte
     assert main([*FLAGS, "--input", str(folder), "--windows", "hop.csv", "--hop-seconds", "nan"]) == 2
     assert "--hop-seconds nan; expected 0 to 3600" in capsys.readouterr().err
     assert not (here / "hop.csv").exists()
+
+
+def test_what_is_judged_by_its_loudest_clip_alone_is_counted(
+    here: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Without windows the rest of a long recording is not heard, and stderr says so."""
+    said = "1 recording longer than 1 s: judged by the loudest 1 s; --windows FILE judges all of them\n"
+    for flags, expected in (((), True), (("--windows", str(tmp_path / "found.csv")), False)):
+        assert main([*FLAGS, "--input", str(folder), "--output", str(tmp_path / "said.csv"), *flags]) == 1
+        assert (said in capsys.readouterr().err) is expected
+
+
+def test_a_second_input_is_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """It would take the place of the first, which nobody expects who may repeat --run."""
+    with pytest.raises(SystemExit, match="2"):
+        main([*FLAGS, "--input", str(folder), "--input", str(folder / "talk.flac")])
+    assert "--input is given twice; it takes one" in capsys.readouterr().err
