@@ -100,6 +100,7 @@ def _features(folder: str, config: FeatureConfig, cache: Cache, world: World) ->
     cache_dir = cache.folder.absolute().parent / "unlabelled" / name
 
     def build() -> str:
+        """Build, and say where; only one rank does."""
         say(f"{folder}: computing the features that are not in {cache_dir}")
         cache_dir.mkdir(parents=True, exist_ok=True)
         try:
