@@ -20,7 +20,7 @@ from cache.cli import InputError, counted
 from cache.cores import usable_cores
 from infer.console import progress_bar
 from infer.members import Member
-from pipeline.decode import read_clip
+from pipeline.decode import Clip, read_clip
 from pipeline.features import LogMel
 from pipeline.filterbank import mel_filterbank
 from pipeline.sound_files import reason_of
@@ -139,15 +139,13 @@ class Judge:
         """Per configuration the views' features (views, n_mels, n_frames) float16, the error or ""; whether cropped."""
         results, cropped = [], False
         for log_mel in self._local.log_mels:
-            samples = item
-            if isinstance(item, str):
-                try:
-                    clip = read_clip(item, log_mel.config)
-                except (InputError, OSError) as error:
-                    return ([], reason_of(error)), False
-                samples, cropped = clip.samples, clip.cropped
+            try:
+                clip = read_clip(item, log_mel.config) if isinstance(item, str) else Clip(item)
+            except (InputError, OSError) as error:
+                return ([], reason_of(error)), False
+            cropped = clip.cropped
             out = torch.empty(len(self.views), log_mel.config.n_mels, log_mel.config.n_frames, dtype=torch.float16)
-            log_mel([view(samples) for view in self.views], out.unbind())
+            log_mel([view(clip.samples) for view in self.views], out.unbind())
             results.append(out)
         return (results, ""), cropped
 

@@ -105,8 +105,8 @@ def _apply_lists(clips: np.ndarray, options: BuildOptions) -> tuple[list[str], l
         if moved := int((other & ((clips["split"] != TRAIN) | (before != TRAIN).any())).sum()):
             warnings.append(f"{name}: takes {counted(moved, 'clip')} from another split")
         clips["split"][listed] = side
-        found = f"{counted(len(lines), 'line')}, {counted(listed.sum(), 'clip')}"
-        notes.append(f"{name}: {found}" + " before --keep" * bool(options.keep))
+        before_keep = " before --keep" if options.keep else ""
+        notes.append(f"{name}: {counted(len(lines), 'line')}, {counted(listed.sum(), 'clip')}{before_keep}")
         if missing and not (options.ignore_missing and listed.any()):
             remedy = ", or go on without them with --ignore-missing" if listed.any() else ""
             raise InputError(

@@ -144,14 +144,12 @@ def _describe_split(clips: np.ndarray, classes: list[str], settings: dict[str, A
     """Labels that are lists, and what a given split does that one of ours would not: speakers on two sides and such."""
     notes = []
     parts = {name: _SEPARATOR.split(name) for name in classes}
-    uses = collections.Counter(part for several in parts.values() for part in {*several})
-    if lists := [
-        name for name, several in parts.items() if len(several) > 1 and any(uses[part] > 1 for part in several)
-    ]:
+    uses = collections.Counter(part for own in parts.values() for part in {*own})
+    if lists := [name for name, own in parts.items() if len(own) > 1 and any(uses[part] > 1 for part in own)]:
         notes.append(f"labels that are lists of others: {len(lists):,}, such as {lists[0]!r}; each is one of its own")
     alike = collections.Counter(map(str.casefold, classes))
-    if several := [name for name in classes if alike[name.casefold()] > 1]:
-        notes.append(f"labels that differ in capitals only: {', '.join(several[:4])}; each is one of its own")
+    if twins := [name for name in classes if alike[name.casefold()] > 1]:
+        notes.append(f"labels that differ in capitals only: {', '.join(twins[:4])}; each is one of its own")
     for fold in range(settings["folds"]):
         heard = clips["target"][(clips["split"] == TRAIN) & (clips["fold"] != fold)]
         if lacking := [classes[target] for target in np.setdiff1d(np.arange(len(classes)), heard).tolist()]:

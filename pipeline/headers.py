@@ -40,7 +40,7 @@ def describe_loss(clip_ids: np.ndarray, options: BuildOptions, config: FeatureCo
         alike = np.abs(seconds - usual) <= 0.01 * usual
         kept = f"the loudest {config.clip_seconds:g} s at "
         if alike.mean() > _USUAL and usual <= MAX_SECONDS:
-            several = " (or --long split)" * (usual > _MUCH_LONGER * config.clip_seconds)
+            several = " (or --long split)" if usual > _MUCH_LONGER * config.clip_seconds else ""
             what, keep = f"last {usual:.3g} s", [f"--clip-seconds {usual:.3g}{several}"]
         else:
             alike, what, keep = longer, f"last up to {seconds.max():.3g} s", ["--long split"]
