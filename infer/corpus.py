@@ -17,7 +17,7 @@ from infer.recordings import Recordings, list_recordings
 from pipeline.lists import spelling
 from pipeline.names import SPEECH_COMMANDS
 from pipeline.sound_files import content_digests
-from pipeline.wake_words import SILENCE, UNKNOWN
+from pipeline.wake_words import NO_WORDS
 from train.folds import calibration_clips, select_fold
 from train.trained_on import as_contents, clip_contents
 
@@ -105,7 +105,7 @@ def check_not_trained_on(recordings: Recordings, members: list[Member], source: 
 def is_background(name: str) -> bool:
     """Whether a recording lies in a folder such as _background_noise_, but for _unknown_ and _silence_."""
     folder, _, within = name.partition("/")
-    return folder.startswith("_") and bool(within) and folder.strip("_") not in (UNKNOWN, SILENCE)
+    return folder.startswith("_") and bool(within) and folder.strip("_") not in NO_WORDS
 
 
 def contents_of(paths: list[str]) -> np.ndarray:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cache.cli import InputError
+from infer.options import WINDOW_THRESHOLD
+from pipeline.wake_words import NO_WORDS
 
 _DIGITS = 6  # of a confidence: rounding makes equals of what differs only by the order of additions
 
@@ -62,6 +64,13 @@ def thresholds_of(
     return np.array([calibrated.get(label, otherwise) if chosen is None else chosen for label in classes])
 
 
+def window_thresholds(classes: Sequence[str], chosen: float | None, calibrated: Mapping[str, float]) -> np.ndarray:
+    """As :func:`thresholds_of`, of windows; infinite for "unknown" and "silence", which nobody looks for."""
+    least = thresholds_of(classes, chosen, calibrated, WINDOW_THRESHOLD)
+    least[np.isin(classes, NO_WORDS)] = np.inf
+    return least
+
+
 class Detector:
     """Turns what is said of successive windows of one recording into detections.
 
@@ -71,7 +80,7 @@ class Detector:
     Parameters
     ----------
     classes : labels
-    thresholds : of :func:`thresholds_of`
+    thresholds : of :func:`window_thresholds`
     eager : give back the first window that is sure enough instead of the most confident one, at once; it suppresses
         those that overlap it
     """

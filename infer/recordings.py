@@ -16,7 +16,7 @@ from pipeline.manifest import Files
 from pipeline.scan import walk
 from pipeline.sound_files import EXTENSIONS, is_recording
 from pipeline.table import Table
-from pipeline.wake_words import SILENCE, UNKNOWN
+from pipeline.wake_words import NO_WORDS, UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Recordings:
         ------
         InputError : a file without a label, or a label that is none of the classes
         """
-        known = {f"_{label}_": target for target, label in enumerate(classes) if label in (UNKNOWN, SILENCE)}
+        known = {f"_{label}_": target for target, label in enumerate(classes) if label in NO_WORDS}
         known |= {spelling(label): target for target, label in enumerate(classes)}
         labels = self.labels or [name.split("/")[0] if "/" in name else "" for name in self.names]
         targets = [known.get(spelling(label)) for label in labels]

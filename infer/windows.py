@@ -83,7 +83,7 @@ def judge_windows(
     ----------
     paths : few enough to hold all their detections
     hop : of `infer.detections.hop_samples`
-    thresholds : of `infer.detections.thresholds_of`
+    thresholds : of `infer.detections.window_thresholds`
     batch_size : windows in a forward pass
     """
     config = shared_clip(judge.members)

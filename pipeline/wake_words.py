@@ -14,7 +14,7 @@ from pipeline.scan import NOISE_FOLDER, noise_files, random_keys, stamp_of
 from pipeline.stream import duration_seconds
 from pipeline.table import Table
 
-UNKNOWN, SILENCE = "unknown", "silence"
+UNKNOWN, SILENCE = NO_WORDS = "unknown", "silence"
 NEGATIVES_FOLDER = "_negatives_"
 _QUIETEST = -40.0  # dB, of background that becomes silence
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import infer.members
 from cache.config import FeatureConfig
-from infer.detections import Detection, Detector
+from infer.detections import Detection, Detector, window_thresholds
 from infer.predict.__main__ import main
 from pipeline.decode import read_clip
 from pipeline.features import LogMel
@@ -144,6 +144,15 @@ def test_an_eager_detection_is_given_at_once_and_suppresses_what_overlaps_it() -
     ]
     assert given == [[], [(0.25, 0.6)], [], [], [], [(1.25, 0.7)]]
     assert detector.end() == []
+
+
+def test_unknown_and_silence_are_not_listed() -> None:
+    """However sure a window of them is, and whatever threshold is given; a word beside them is."""
+    words = ["unknown", "yes", "silence"]
+    for chosen in (None, 0.0):
+        detector = Detector(words, window_thresholds(words, chosen, {"unknown": 0.1, "yes": 0.4}))
+        found = [each for at in range(3) for each in detector.add(np.roll([0.99, 0.0, 0.01], at), at, at + 1)]
+        assert [each.label for each in found + detector.end()] == ["yes"]
 
 
 def test_a_long_rise_in_confidence_takes_no_long_time_to_settle() -> None:

@@ -13,9 +13,9 @@ import torch
 
 from cache.cli import InputError
 from cache.files import new_folder
+from infer.detections import window_thresholds
 from infer.export import onnx_file
 from infer.export.graph import WaveformEnsemble
-from infer.options import WINDOW_THRESHOLD
 from infer.page import fill_template
 
 REQUIRED = onnx_file.REQUIRED
@@ -52,7 +52,7 @@ def write(module: WaveformEnsemble, samples: int, metadata: dict[str, str], fold
     about = {
         "title": metadata["members"].split(",")[0].split("/")[0],
         "classes": classes,
-        "thresholds": [thresholds.get(label, WINDOW_THRESHOLD) for label in classes],
+        "thresholds": np.minimum(window_thresholds(classes, None, thresholds), 2).tolist(),  # 2: as good as infinite
         "believed": [thresholds.get(label, 0) for label in classes],
         "rate": int(metadata["sample_rate"]),
         "samples": samples,

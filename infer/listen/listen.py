@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from cache.cli import EXIT_OK, InputError, say
-from infer.detections import Detection, Detector, hop_samples, thresholds_of
+from infer.detections import Detection, Detector, hop_samples, window_thresholds
 from infer.listen.sound import Sound, microphone, standard_input
-from infer.options import WINDOW_THRESHOLD, ListenOptions
+from infer.options import ListenOptions
 from pipeline.stream import as_mono, windows
 
 
@@ -62,7 +62,7 @@ class _Listener:
     """Judges the windows of one stream of sound, and prints what is found."""
 
     def __init__(self, options: ListenOptions, model: Model) -> None:
-        least = thresholds_of(model.classes, options.window_confidence, model.thresholds, WINDOW_THRESHOLD)
+        least = window_thresholds(model.classes, options.window_confidence, model.thresholds)
         self._detector = Detector(model.classes, least, eager=options.eager)
         self._model, self._json = model, options.json
         self._hop = hop_samples(model.sample_rate, model.samples, options.hop_seconds)

@@ -15,11 +15,10 @@ from infer.options import WINDOW_THRESHOLD, EnsembleOptions
 from infer.recordings import Recordings, list_recordings
 from infer.windows import judge_in_windows
 from pipeline.stream import duration_seconds
-from pipeline.wake_words import SILENCE, UNKNOWN
+from pipeline.wake_words import NO_WORDS
 from train.world import World
 
 _THRESHOLDS = [0.5, *(round(1 - 10 ** (-step / 10), 6) for step in range(4, 41))]  # to 0.9999
-_NO_WORDS = (UNKNOWN, SILENCE)
 _STEP = 1e-6  # between two confidences, see `infer.detections`
 
 
@@ -78,7 +77,7 @@ def find_false_alarms(
     for name, error in zip(recordings.names, errors, strict=True):
         if error:
             raise InputError(f"{folder}: {name}: {error}; repair or remove it")
-    found: dict[str, list[float]] = {label: [] for label in classes if label not in _NO_WORDS}
+    found: dict[str, list[float]] = {label: [] for label in classes if label not in NO_WORDS}
     for detection in (each for files in judged for of_file in files.detections for each in of_file):
         if detection.label in found:
             found[detection.label].append(detection.confidence)
@@ -91,7 +90,7 @@ def list_negatives(folder: str, members: list[Member], words: JudgedClips) -> Re
     """The recordings of a folder, each content once; InputError where some are of words, or were trained on."""
     recordings = list_recordings(folder)
     contents = check_not_trained_on(recordings, members, folder)
-    alarming = [label not in _NO_WORDS for label in members[0].classes]
+    alarming = [label not in NO_WORDS for label in members[0].classes]
     of_words = [path for path, target in zip(words.paths, words.targets.tolist(), strict=True) if alarming[target]]
     spoken = (contents != 0) & np.isin(contents, contents_of(of_words))
     if spoken.any():

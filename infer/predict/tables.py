@@ -11,11 +11,11 @@ import numpy as np
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, counted, say
 from cache.files import csv_table
 from infer.corpus import cached_test_split
-from infer.detections import thresholds_of
+from infer.detections import thresholds_of, window_thresholds
 from infer.ensemble import Ensemble
 from infer.judge import Judge, describe_cropped, judge_in_shares
 from infer.members import Member, load_alike
-from infer.options import WINDOW_THRESHOLD, PredictOptions
+from infer.options import PredictOptions
 from infer.outputs import output_path
 from infer.recordings import Recordings, list_recordings
 from infer.views import first_views
@@ -38,7 +38,7 @@ def predict(options: PredictOptions, world: World) -> int:
         return (JudgedFiles(ensemble(said.probs), said.errors, [], said.cropped) for said in judge.judge(groups))
 
     if options.windows:
-        least = thresholds_of(classes, options.window_confidence, ensemble.thresholds, WINDOW_THRESHOLD)
+        least = window_thresholds(classes, options.window_confidence, ensemble.thresholds)
         judged = judge_in_windows(members, ensemble, recordings.paths, options.hop_seconds, least, options, world)
     else:
         views = first_views(options.tta)
