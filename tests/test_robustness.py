@@ -92,6 +92,11 @@ def test_evaluate_and_report_show_them(here: Path, tmp_path: Path, capsys: pytes
     assert measured["score"] == pytest.approx(np.mean(list(rows.values())))
     assert measured["clean"]["accuracy"] == rows["level, dB", -10] == 1
     assert rows["speed, percent", 80] < 1, "gliding tones at other speeds are other words"
+    assert evaluate(["--tta", "2", *judge[2:], "--split", "test", "--json", str(tmp_path / "two.json")]) == 0
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["robustness"] == measured, "whatever the other views are"
+    assert two["soft_tta"]["accuracy"] == 1
+    capsys.readouterr()
     assert evaluate(judge) == 2
     assert report([*judge, "--split", "oof", "--output", str(tmp_path / "no.html")]) == 2
     assert capsys.readouterr().err.count("--robustness judges recordings") == 2

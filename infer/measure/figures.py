@@ -1,5 +1,6 @@
 """The accuracy of members out of fold, or of members and ensembles on labelled recordings."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ from infer.corpus import is_background, labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.measure.false_alarms import false_alarm_figures, find_false_alarms
-from infer.measure.robustness import robustness
+from infer.measure.robustness import list_conditions, robustness_figures
 from infer.measure.scoring import accuracy_of, confusions, interval, recalls, reliability
 from infer.members import Member, load_alike
 from infer.options import EvaluateOptions, LabelledOptions
 from infer.recordings import Recordings
+from infer.views import first_views
 from train.world import World
 
 
@@ -40,7 +42,10 @@ def judge_and_measure(
     ------
     InputError : as :func:`infer.labelled.judge_labelled`
     """
-    clips = judge_labelled(members, recordings, options, world)
+    views = first_views(options.tta)
+    conditions = list_conditions(members, recordings, world) if options.robustness else []
+    judged = judge_labelled(members, recordings, options, world, (*views, *(view for _, _, view in conditions)))
+    clips = dataclasses.replace(judged, probs=judged.probs[:, : len(views)])
     ensemble = Ensemble(members, options.tta, options.ensemble)
     probs, targets, verdict = clips.probs, clips.targets, ensemble(clips.probs)
     figures = {
@@ -61,7 +66,8 @@ def judge_and_measure(
         classes, thresholds = members[0].classes, ensemble.thresholds
         figures["false_alarms"] = false_alarm_figures(alarms, clips, verdict, classes, thresholds)
     if options.robustness:
-        figures["robustness"] = robustness(members, recordings, options, world)
+        alone = np.delete(judged.probs, range(1, len(views)), axis=1)
+        figures["robustness"] = robustness_figures(Ensemble(members, 1, options.ensemble), conditions, alone, targets)
     return figures, clips, verdict
 
 

@@ -15,12 +15,9 @@ import soxr
 from cache.cli import InputError, say
 from cache.config import FeatureConfig
 from infer.ensemble import Ensemble
-from infer.labelled import judge_labelled
 from infer.measure.scoring import accuracy_of
 from infer.members import Member, shared_clip
-from infer.options import LabelledOptions
 from infer.recordings import Recordings
-from infer.views import clean
 from pipeline.augment import mixed, played, shifted
 from pipeline.decode import read_clip
 from train.world import World
@@ -30,6 +27,8 @@ _EDGE = 4000  # Hz
 
 Babble = list[tuple[np.ndarray, set[int]]]
 """Sound [shape=(n,), dtype=float32], and which clips it is made of."""
+Condition = tuple[str, float, Callable]
+"""What is changed, by how much, and the view that changes it."""
 
 
 def conditions(babbles: Babble, sample_rate: int) -> dict[str, dict[float, Callable]]:
@@ -55,17 +54,12 @@ def conditions(babbles: Babble, sample_rate: int) -> dict[str, dict[float, Calla
     }
 
 
-def robustness(members: list[Member], recordings: Recordings, options: LabelledOptions, world: World) -> dict[str, Any]:
-    """The ensemble's accuracy, without further test-time views, in every condition.
-
-    Returns
-    -------
-    dict : ``score``, the mean accuracy of the changed conditions; ``clean``; ``conditions``, each with ``changed``,
-        ``value``, ``accuracy``, ``low`` and ``high``
+def list_conditions(members: list[Member], recordings: Recordings, world: World) -> list[Condition]:
+    """The conditions that these recordings allow; says which they do not.
 
     Raises
     ------
-    InputError : as of :func:`infer.labelled.judge_labelled`, or members of different clip lengths
+    InputError : members of different clip lengths
     """
     config = shared_clip(members)
     table = conditions(babbles_of(recordings, config), config.sample_rate)
@@ -73,15 +67,31 @@ def robustness(members: list[Member], recordings: Recordings, options: LabelledO
     if left and world.is_main:
         needs = f"babble takes {2 * _VOICES} different recordings, the edge a rate above {2 * _EDGE} Hz"
         say(f"--robustness: left out: {'; '.join(left)} ({needs})", error=True)
-    named = [(changed, value, view) for changed, values in table.items() for value, view in values.items()]
-    views = [clean, *(view for _, _, view in named)]
-    clips = judge_labelled(members, recordings, options, world, views)
-    ensemble = Ensemble(members, 1, options.ensemble)
-    figures = [accuracy_of(ensemble(clips.probs[:, [view]]), clips.targets) for view in range(len(views))]
+    return [(changed, value, view) for changed, values in table.items() for value, view in values.items()]
+
+
+def robustness_figures(
+    ensemble: Ensemble, conditions: list[Condition], probs: np.ndarray, targets: np.ndarray
+) -> dict[str, Any]:
+    """The ensemble's accuracy, without further test-time views, in every condition.
+
+    Parameters
+    ----------
+    ensemble : of one view
+    probs : of the clips as they are, and then in each condition [shape=(members, 1 + conditions, n, classes)]
+    targets : labels [shape=(n,)]
+
+    Returns
+    -------
+    dict : ``score``, the mean accuracy of the changed conditions; ``clean``; ``conditions``, each with ``changed``,
+        ``value``, ``accuracy``, ``low`` and ``high``
+    """
+    clean, *figures = (accuracy_of(ensemble(probs[:, [view]]), targets) for view in range(probs.shape[1]))
     rows = [
-        {"changed": changed, "value": value, **row} for (changed, value, _), row in zip(named, figures[1:], strict=True)
+        {"changed": changed, "value": value, **row}
+        for (changed, value, _), row in zip(conditions, figures, strict=True)
     ]
-    return {"score": float(np.mean([row["accuracy"] for row in rows])), "clean": figures[0], "conditions": rows}
+    return {"score": float(np.mean([row["accuracy"] for row in rows])), "clean": clean, "conditions": rows}
 
 
 def babbles_of(recordings: Recordings, config: FeatureConfig) -> Babble:
