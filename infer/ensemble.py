@@ -71,6 +71,11 @@ class Ensemble:
     tta : views of each clip
     ensemble : a name in `ENSEMBLES`
 
+    Attributes
+    ----------
+    calibrated_by : contents of the recordings that temperature and thresholds were chosen by, see `train.trained_on`
+        [shape=(n,), dtype=int64]; empty where the file, of an older version, does not say
+
     Raises
     ------
     InputError : the file of the temperature is damaged
@@ -84,8 +89,9 @@ class Ensemble:
         alone = (len(members), tta) == (1, 1) and members[0].calibrated
         self.temperature, self.calibrated = 1.0, ensemble == "hard" or alone
         self.thresholds: dict[str, float] = {}
+        self.calibrated_by = np.empty(0, np.int64)
         if ensemble == "soft" and self.path.exists():
-            self.temperature, self.thresholds, fitted = _read_calibration(self.path)
+            self.temperature, self.thresholds, fitted, self.calibrated_by = _read_calibration(self.path)
             self.calibrated = fitted or alone
         runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in members))
         folds = ",".join(dict.fromkeys(member.fold for member in members))
@@ -113,8 +119,8 @@ def _has_thresholds(path: Path) -> bool:
     return False
 
 
-def _read_calibration(path: Path) -> tuple[float, dict[str, float], bool]:
-    """The temperature, the thresholds by label, and whether the temperature was fitted."""
+def _read_calibration(path: Path) -> tuple[float, dict[str, float], bool, np.ndarray]:
+    """The temperature, the thresholds by label, whether the temperature was fitted, and by which contents."""
     try:
         content = read_sealed(path)
         temperature, thresholds = content.get("temperature"), content.get("thresholds", {})
@@ -122,9 +128,11 @@ def _read_calibration(path: Path) -> tuple[float, dict[str, float], bool]:
             raise ValueError(f"temperature {temperature!r}, expected {RANGE[0]:g} to {RANGE[1]:g}")
         if not isinstance(thresholds, dict) or not all(type(each) is float for each in thresholds.values()):
             raise ValueError("thresholds that are not numbers by label")
-    except ValueError as error:
+        known = content.get("contents", "") + content.get("negative_contents", "")
+        contents = np.frombuffer(bytes.fromhex(known), "<i8")
+    except (TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it and run infer.calibrate again") from None
-    return temperature, thresholds, content.get("fitted") is not False
+    return temperature, thresholds, content.get("fitted") is not False, contents
 
 
 def tempered(probs: np.ndarray, temperature: float) -> np.ndarray:

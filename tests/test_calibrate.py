@@ -132,6 +132,8 @@ def test_calibrated_confidence_reaches_predict_evaluate_and_export(
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["calibrated"]
     assert 0 <= figures["ece"] < 0.5
+    given = "infer.calibrate was given 60 of these 60 recordings: their calibration error may be too low"
+    assert given in capsys.readouterr().err
     export_flags = ["--run", str(runs / "copy"), "--tta", "2", "--check", str(unheard)]
     assert export([*export_flags, "--output", str(tmp_path / "model.onnx")]) == 0  # it compares itself with predict
     assert predict([*flags[:-1], "1", *judge, str(tmp_path / "other.csv")]) == 0  # other views: not calibrated

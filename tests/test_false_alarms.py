@@ -54,7 +54,7 @@ def rows(path: str) -> list[dict[str, str]]:
 @given(st.lists(st.integers(0, 1000), max_size=40), st.floats(0.1, 50), st.floats(0.05, 100))
 def test_a_threshold_is_the_lowest_that_lets_no_more_through(found: list[int], hours: float, wanted: float) -> None:
     """At it there are as many false alarms as wanted or fewer; a step lower, and from 0.5 on, there were more."""
-    alarms = FalseAlarms("", hours, {"yes": np.sort(np.array(found) / 1000)[::-1]})
+    alarms = FalseAlarms("", [], hours, {"yes": np.sort(np.array(found) / 1000)[::-1]})
     threshold = alarms.threshold("yes", wanted)
     assert threshold >= 0.5
     assert alarms.per_hour("yes", threshold) <= wanted + 1e-6
@@ -118,6 +118,9 @@ def test_thresholds_are_kept_and_used_by_all(
     evaluated = ("--input", str(unheard), "--negatives", str(negatives), "--json", "f.json")
     assert evaluate([*MEMBERS, *evaluated]) == 0
     at = {row["label"]: row["at"] for row in json.loads(Path("f.json").read_text())["false_alarms"]["labels"]}
+    said = capsys.readouterr().err
+    assert "of these 60 recordings: their calibration error may be too low" in said
+    assert "was given 2 of these 2 recordings: their false alarms may be too low" in said
     assert {label: row["threshold"] for label, row in at.items()} == thresholds
     assert all(row["false_alarms_per_hour"] <= 120 for row in at.values())
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from cache.cli import EXIT_INCOMPLETE, EXIT_OK, InputError, counted, say
 from cache.files import read_sealed, write_sealed
-from infer.corpus import labelled_recordings
+from infer.corpus import contents_of, labelled_recordings
 from infer.detections import thresholds_of
 from infer.ensemble import Ensemble, soft_vote
 from infer.labelled import JudgedClips, judge_labelled
@@ -55,6 +55,7 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
         "fitted": fitted is not None,
         "clips": len(mean),
         "unreadable": judged.unreadable,
+        "contents": _as_hex(judged.paths),
         "members": [member.name for member in members],
         "tta": options.tta,
         "before": before,
@@ -62,7 +63,8 @@ def calibrate(options: CalibrateOptions, world: World) -> int:
     }
     kept = {"fitted": True, **read_sealed(ensemble.path)} if fitted is None and ensemble.path.exists() else {}
     if kept.get("fitted"):  # an earlier temperature stays, and so does what it was fitted on
-        content |= {key: kept[key] for key in ("fitted", "clips", "unreadable", "before", "after") if key in kept}
+        fit = ("fitted", "clips", "unreadable", "contents", "before", "after")
+        content |= {key: kept[key] for key in fit if key in kept}
     if options.negatives:
         content |= _thresholds(members, ensemble, judged, options, world)
     if world.is_main:
@@ -115,7 +117,13 @@ def _thresholds(
         "thresholds": {label: alarms.threshold(label, wanted) for label in alarms.confidences},
         "false_alarms_per_hour": wanted,
         "negative_hours": alarms.hours,
+        "negative_contents": _as_hex(alarms.paths),
     }
+
+
+def _as_hex(paths: list[str]) -> str:
+    """The contents of recordings, by which infer.evaluate knows them again."""
+    return contents_of(paths).astype("<i8").tobytes().hex()
 
 
 def _say_thresholds(content: dict[str, Any], probs: np.ndarray, targets: np.ndarray, classes: list[str]) -> None:

@@ -133,17 +133,17 @@ def microphone(name: str | None, rate: int) -> Iterator[Sound]:
         except devices.PortAudioError:
             rate = round(about["default_samplerate"])
         sound = Sound(about["name"], rate, _taken(blocks, about["name"]))
-        with devices.InputStream(
+        stream = devices.InputStream(
             samplerate=rate, latency="low", callback=take, finished_callback=lambda: put(None), **settings
-        ):
-            yield sound
+        )
+        stream.start()
     except (devices.PortAudioError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         there = ", ".join(each["name"] for each in devices.query_devices() if each["max_input_channels"])
         there = there or "none; connect one, or pipe sound in: arecord -f S16_LE -r 16000 | python -m infer.listen -"
         reason = str(error).partition("\n")[0]
         raise InputError(f"microphone {name or '(the default)'}: {reason}; there: {there}") from None
+    with stream:
+        yield sound
 
 
 def _taken(blocks: queue.SimpleQueue, name: str) -> Iterator[np.ndarray]:

@@ -27,6 +27,7 @@ class FalseAlarms:
     """What was found in recordings that hold none of the words."""
 
     source: str
+    paths: list[str]
     hours: float
     confidences: dict[str, np.ndarray]
     """Of the detections of each label, highest first; the labels "unknown" and "silence" are no alarms."""
@@ -83,7 +84,7 @@ def find_false_alarms(
             found[detection.label].append(detection.confidence)
     if not hours:
         raise InputError(f"{folder}: recordings without any sound; name others")
-    return FalseAlarms(folder, hours, {label: np.sort(each)[::-1] for label, each in found.items()})
+    return FalseAlarms(folder, recordings.paths, hours, {label: np.sort(each)[::-1] for label, each in found.items()})
 
 
 def list_negatives(folder: str, members: list[Member], words: JudgedClips) -> Recordings:

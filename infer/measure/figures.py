@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from cache.cli import counted, say
 from cache.clip_id import file_of
-from infer.corpus import is_background, labelled_recordings
+from infer.corpus import contents_of, is_background, labelled_recordings
 from infer.ensemble import Ensemble, hard_vote, soft_vote
 from infer.labelled import JudgedClips, judge_labelled, out_of_fold
 from infer.measure.false_alarms import false_alarm_figures, find_false_alarms
@@ -61,14 +62,24 @@ def judge_and_measure(
         "doubt": ensemble.describe_doubt(),
         "ece": reliability(verdict.max(axis=1), verdict.argmax(axis=1) == targets)[0],
     }
+    _say_known(figures["source"], clips.paths, ensemble, "calibration error", world)
     if options.negatives:
         alarms = find_false_alarms(options.negatives, members, ensemble, clips, options, world)
+        _say_known(options.negatives, alarms.paths, ensemble, "false alarms", world)
         classes, thresholds = members[0].classes, ensemble.thresholds
         figures["false_alarms"] = false_alarm_figures(alarms, clips, verdict, classes, thresholds)
     if options.robustness:
         alone = np.delete(judged.probs, range(1, len(views)), axis=1)
         figures["robustness"] = robustness_figures(Ensemble(members, 1, options.ensemble), conditions, alone, targets)
     return figures, clips, verdict
+
+
+def _say_known(source: str, paths: list[str], ensemble: Ensemble, figure: str, world: World) -> None:
+    """Say on stderr how many recordings the ensemble was calibrated by, which flatters a figure."""
+    known = np.isin(contents_of(paths), ensemble.calibrated_by) if world.is_main and len(ensemble.calibrated_by) else []
+    if count := int(np.sum(known)):
+        what = f"infer.calibrate was given {count:,} of these {counted(len(paths), 'recording')}"
+        say(f"{source}: {what}: their {figure} may be too low; judge others", error=True)
 
 
 def together(figures: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
