@@ -166,6 +166,21 @@ def _commands_below(pid: int) -> str:
     return " ".join(Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ") for child in children)
 
 
+def test_stopped_while_features_are_computed(more: Path) -> None:
+    """SIGTERM to training alone ends at once, too, and nothing goes on building."""
+    command = [sys.executable, "-m", "train.run", *STUDENT, "--unlabelled", "more"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+    while "pipeline.build_cache" not in _commands_below(process.pid):
+        assert process.poll() is None
+        time.sleep(0.01)
+    (build,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(build), signal.SIGSTOP)  # as one that goes on for hours
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{build}").exists()
+    assert train([*STUDENT, "--unlabelled", "more"]) == 0
+
+
 def test_ctrl_c_while_features_are_computed(more: Path) -> None:
     """It ends at once and without a complaint, and the same command goes on."""
     command = [sys.executable, "-m", "train.run", *STUDENT, "--unlabelled", "more"]

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import re
 import shlex
-import signal
-import sys
 import tempfile
 import unicodedata
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from train.options import AddWordsOptions
 from train.progress import best_checkpoints
 from train.record import write_config
 from train.recordings import build_features
+from train.stopping import exiting_at_sigterm
 from train.trained_on import clip_contents, contents_trained_on
 from train.world import World
 
@@ -95,16 +94,13 @@ def recordings_as_cache(audio: str, config: FeatureConfig) -> Iterator[Cache]:
     if not Path(audio).is_dir() or not any(path.is_dir() for path in Path(audio).iterdir()):
         raise InputError(f"--audio {audio}: no such folder, or none in it; expected {audio}/<word>/*.wav")
     config = dataclasses.replace(config, num_views=_VIEWS)
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or nothing is cleared away
     try:
-        with tempfile.TemporaryDirectory(prefix="melshard-") as folder:
+        with exiting_at_sigterm(), tempfile.TemporaryDirectory(prefix="melshard-") as folder:
             yield build_features(audio, config, Path(folder), "--jobs=1")
     except InputError as error:
         if few := re.search(r"fewer speakers \(or clips\) than .* for: (.*?);", str(error)):  # than its folds
             raise InputError(f"{audio}: fewer than {_FEWEST} different recordings of {few[1]}; add some") from None
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def check_words(new: Cache, known: list[str], options: AddWordsOptions) -> dict[str, int]:

@@ -11,6 +11,7 @@ from cache.cli import InputError, printable
 from cache.config import FeatureConfig
 from cache.find import list_caches
 from cache.index import Cache
+from train.stopping import exiting_at_sigterm
 
 _FEATURES = "sample_rate clip_seconds n_fft n_mels fmin fmax top_db normalize num_views augment".split()
 
@@ -34,7 +35,8 @@ def build_features(audio: str, config: FeatureConfig, cache_dir: Path, *flags: s
     values |= {"audio_dir": audio, "cache_dir": cache_dir, "folds": 2, "group_by": "none"}
     command = [sys.executable, "-m", "pipeline.build_cache", "--one-label", *flags]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    with exiting_at_sigterm():
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     interrupted = done.stderr.rstrip().endswith(("interrupted", "KeyboardInterrupt"))
     if interrupted or done.returncode == -signal.SIGINT:  # by Ctrl-C, which this process may outlive
         raise KeyboardInterrupt

@@ -1,6 +1,9 @@
 """How ranks stop together: a signal is remembered until the end of the step, and all ranks act on it alike."""
 
+import contextlib
 import signal
+import sys
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -22,6 +25,16 @@ class StopSignal:
         self.number = number
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def exiting_at_sigterm() -> Iterator[None]:
+    """Have SIGTERM end this process within the block as an exception does: what has begun is ended and cleared away."""
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Agreement:
