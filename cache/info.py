@@ -39,7 +39,7 @@ def describe(folder: Path) -> tuple[list[str], bool]:
     from cache.index import INDEX, Cache
 
     files = [path.stat().st_size for path in folder.glob("shard-*.h5")]
-    size = f"  size       {counted(len(files), 'shard')}, {sum(files) / 1e9:.2f} GB"
+    size = f"  size       {counted(len(files), 'shard')}, {sum(files) / 1e6:,.0f} MB"
     if not (folder / INDEX).exists():
         return [f"{folder}: incomplete; finish it with python -m pipeline.build_cache", size], True
     try:

@@ -69,7 +69,8 @@ def trained_folds(run: str, folds: str) -> list[str]:
     if not found:
         there = ", ".join(trained_runs(Path(run).parent))
         choose = f", or choose with --run (there: {there})" if there else ""
-        raise InputError(f"{run}: no trained fold; train one with python -m train.run{choose}")
+        what = "no trained fold" if Path(run).is_dir() else "no such run"
+        raise InputError(f"{run}: {what}; train one with python -m train.run{choose}")
     numbered = [fold for fold in found if fold != "none"]
     if folds == "all" and not numbered:
         return ["none"]  # there is nothing else that all could mean

@@ -351,7 +351,7 @@ def test_the_only_run_need_not_be_named(trained: Path, tmp_path: Path, capsys) -
     where = ("--input", str(trained / "data/audio"), "--output", str(tmp_path / "out.csv"))
     assert main([*flags, *where]) == 0
     assert main([*flags, *where, "--model", "resnet50"]) == 2
-    assert f"{tmp_path}/resnet50-224x224: no trained fold" in capsys.readouterr().err
+    assert f"{tmp_path}/resnet50-224x224: no such run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -306,6 +307,13 @@ def test_without_any_microphone_the_error_says_what_to_do(monkeypatch: pytest.Mo
     said = r"\(the default\): Error querying device -1; there: none; connect one, or pipe sound in: arecord .* -$"
     with pytest.raises(InputError, match=said), microphone(None, RATE):
         pass
+
+
+def test_an_error_of_judging_is_not_called_the_microphones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails while a microphone is open is shown as what it is."""
+    monkeypatch.setitem(sys.modules, "sounddevice", MagicMock(PortAudioError=RuntimeError))
+    with pytest.raises(ValueError, match="of judging"), microphone(None, RATE):
+        raise ValueError("of judging")
 
 
 @pytest.fixture
