@@ -103,16 +103,18 @@ def parse_flags(options: type, argv: list[str] | None, *, prog: str, description
         elif "action" not in settings or settings["action"] == "append":
             settings.setdefault("type", (*typing.get_args(field.type), field.type)[0])  # float of float | None
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **settings)
-    return vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def command_line(module: str, values: dict[str, Any], usual: Any) -> str:
     """What to type for some flags: those that are set and differ from the attributes of `usual`."""
     line = f"python -m {module}"
-    for name, value in values.items():
-        if type(value) in (bool, int, float, str) and value != getattr(usual, name, value):
-            between = "=" if str(value).startswith("-") else " "
-            line += f" --{name.replace('_', '-')}" + ("" if value is True else between + shlex.quote(str(value)))
+    for name, given in values.items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if type(value) in (bool, int, float, str) and given != getattr(usual, name, given):
+                between = "=" if str(value).startswith("-") else " "
+                line += f" --{name.replace('_', '-')}" + ("" if value is True else between + shlex.quote(str(value)))
     return line
 
 

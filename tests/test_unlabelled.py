@@ -46,7 +46,7 @@ def more(project: Path) -> Path:
 
 def lessons_of(**flags: object):
     """What `read_lessons` gives in one process."""
-    options = TrainOptions(teacher=RUN, **flags)  # type: ignore[arg-type]
+    options = TrainOptions(**{"teacher": (RUN,), **flags})  # type: ignore[arg-type]
     found = []
 
     def body(world: World) -> int:
@@ -139,6 +139,36 @@ def test_a_teacher_may_have_other_features(more: Path) -> None:
     saved = load_checkpoint(Path("runs/wide/foldnone/last.pt"))
     assert saved["features"]["n_mels"] == 40
     assert saved["state"]["taught"] == first.digest
+
+
+def test_several_teachers_teach_their_mean(more: Path) -> None:
+    """Each in its own features, of clips with labels and without; the next command names both."""
+    from pipeline.build_cache import main as build
+
+    assert build("--n-mels 40 --num-views 1 --folds 2 --jobs 1".split()) == 0
+    wide = "--n-mels 40 --name wide --fold all --epochs 1 --batch-size 12".split()
+    assert train([*TRAINING.split(), *wide]) == 0
+    one, other, both = (
+        lessons_of(teacher=runs, unlabelled="more") for runs in ((RUN,), ("runs/wide",), (RUN, "runs/wide"))
+    )
+    assert np.abs(one.probs - other.probs).max() > 0.01
+    assert np.allclose(both.probs, (one.probs + other.probs) / 2, atol=1e-6)
+    assert len({one.digest, other.digest, both.digest}) == 3
+    assert train([*STUDENT, "--teacher", "runs/wide"]) == 0
+    last = Path("runs/student/foldnone/last.pt")
+    assert load_checkpoint(last)["options"]["teacher"] == (RUN, "runs/wide")
+    assert load_checkpoint(last)["state"]["taught"] == lessons_of(teacher=(RUN, "runs/wide")).digest
+
+
+def test_a_run_of_an_earlier_version_goes_on(more: Path) -> None:
+    """Its checkpoint names one teacher, or None."""
+    assert train(STUDENT) == 0
+    last = Path("runs/student/foldnone/last.pt")
+    saved = load_checkpoint(last)
+    save_checkpoint(last, {**saved, "options": {**saved["options"], "teacher": RUN}})
+    assert train(STUDENT) == 0
+    save_checkpoint(last, {**saved, "options": {**saved["options"], "teacher": None}})
+    assert load_checkpoint(last)["options"]["teacher"] == ()
 
 
 def test_a_killed_student_goes_on_to_the_same_bits(more: Path) -> None:

@@ -89,6 +89,9 @@ def load_checkpoint(path: Path, data: bytes | None = None) -> dict[str, Any]:
     for key, least in _ENTRIES_OF.get(Path(path).name, {}).items():
         if not fits(content.get(key, ...), least):
             raise InputError(f"{path}: its entry {key} is missing, or not what training writes; {AGAIN}")
+    options = content.get("options", {})
+    if type(options.get("teacher", ())) is not tuple:  # of an earlier version, which took one
+        options["teacher"] = tuple(filter(None, [options["teacher"]]))
     return content
 
 

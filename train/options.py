@@ -32,7 +32,12 @@ class TrainOptions(Flags):
     label_smoothing: float = flag(0.0, "share of the target spread over all classes", (0, 0.99))
     ohem: float = flag(1.0, "share of the batch, the hardest clips, that the loss keeps", (0.01, 1))
     balance: float = flag(0.0, "weigh classes by their number of clips to minus this (1: all classes alike)", (0, 2))
-    teacher: str | None = flag(None, "also learn from what this run's folds said out of fold", metavar="RUN")
+    teacher: tuple[str, ...] = flag(
+        (),
+        "also learn from what this run's folds said out of fold; repeat for the mean of several",
+        action="append",
+        metavar="RUN",
+    )
     unlabelled: str | None = flag(
         None, "recordings without labels, to learn from what all of the teacher's folds say of them", metavar="FOLDER"
     )

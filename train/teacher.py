@@ -47,29 +47,30 @@ class Lessons:
 
 
 def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
-    """What the flags' teacher says of a cache's clips, and of recordings without labels; call on all ranks.
+    """What the flags' teachers say of a cache's clips, and of recordings without labels; call on all ranks.
+
+    Of several runs it is the mean.
 
     Raises
     ------
     InputError : as :func:`teacher_probs`; or recordings whose features cannot be computed, or which the cache holds
     """
-    run, folder = Path(str(options.teacher)), options.unlabelled
+    runs, folder = list(map(Path, options.teacher)), options.unlabelled
     if folder and not Path(folder).is_dir():
         raise InputError(f"--unlabelled {folder}: no such folder")
-    probs, digest = teacher_probs(run, cache)
+    taught, digests = zip(*(teacher_probs(run, cache) for run in runs), strict=True)
+    probs = np.mean(taught, axis=0)
     share = np.full((len(probs), 1), options.teacher_share, np.float32)
     if not folder:
-        return Lessons(cache, np.empty(0, np.int64), np.empty(0, np.int64), probs, share, digest)
-    members = load_folds([run / f"fold{fold}" / "best.pt" for fold in range(cache.index["split"]["folds"])])
-    path, first = next(iter(members.items()))
-    if (first["split_digest"], first["classes"]) != (cache.index["split"]["digest"], cache.classes):
-        raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
-    more = heard = _features(folder, cache.config, cache, world)
-    config = FeatureConfig.from_dict(first["features"], str(path)).view_config
-    if config != cache.config.view_config:  # a teacher with features of its own
-        heard = _features(folder, config, cache, world)
-        if not np.array_equal(heard.clips["clip_id"], more.clips["clip_id"]):
-            raise InputError(f"{folder}: changed meanwhile; run this again")
+        return Lessons(cache, np.empty(0, np.int64), np.empty(0, np.int64), probs, share, _joined(*digests))
+    teachers = [_read_folds(run, cache) for run in runs]
+    more = _features(folder, cache.config, cache, world)
+    heard = {cache.config.view_config: more}
+    for config, _ in teachers:  # they may have features of their own
+        if config not in heard:
+            heard[config] = _features(folder, config, cache, world)
+            if not np.array_equal(heard[config].clips["clip_id"], more.clips["clip_id"]):
+                raise InputError(f"{folder}: changed meanwhile; run this again")
     known, contents = clip_contents(cache), clip_contents(more)
     if known is None or contents is None:
         raise InputError(f"{cache.folder}: does not say which recordings it holds; build it again")
@@ -82,16 +83,31 @@ def read_lessons(options: TrainOptions, cache: Cache, world: World) -> Lessons:
         note += f", {left_out:,} left out that the corpus has, or a list for testing" if left_out else ""
         note += f", {unusable:,} that cannot be used: {more.folder}/rejected.csv" if unusable else ""
         say(note)
-    said = np.mean([_judge(*member, heard, new, world) for member in members.items()], axis=0)
-    inputs = [digest, *map(file_checksum, members), hashlib.sha256(contents[new].tobytes()).hexdigest()]
+    folds = [[_judge(*fold, heard[config], new, world) for fold in trained.items()] for config, trained in teachers]
+    said = np.mean(folds, axis=(0, 1))
+    weights = [file_checksum(path) for _, trained in teachers for path in trained]
     return Lessons(
         cache=JoinedCache(cache, more, new, said.argmax(axis=1)),
         unlabelled=len(probs) + np.arange(len(new)),
         contents=contents[new],
         probs=np.concatenate([probs, said]),
         share=np.concatenate([share, np.ones_like(said[:, :1])]),
-        digest=hashlib.sha256("".join(inputs).encode()).hexdigest(),
+        digest=_joined(*digests, *weights, hashlib.sha256(contents[new].tobytes()).hexdigest()),
     )
+
+
+def _joined(*digests: str) -> str:
+    """One digest of several, or the only one."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _read_folds(run: Path, cache: Cache) -> tuple[FeatureConfig, dict[Path, dict[str, Any]]]:
+    """What a teacher's folds hear, and their checkpoints by path; InputError where they belong to another split."""
+    trained = load_folds([run / f"fold{fold}" / "best.pt" for fold in range(cache.index["split"]["folds"])])
+    path, first = next(iter(trained.items()))
+    if (first["split_digest"], first["classes"]) != (cache.index["split"]["digest"], cache.classes):
+        raise InputError(f"{path}: belongs to another split than {cache.folder}; train again")
+    return FeatureConfig.from_dict(first["features"], str(path)).view_config, trained
 
 
 def _features(folder: str, config: FeatureConfig, cache: Cache, world: World) -> Cache:

@@ -170,7 +170,7 @@ def _commands(
         train = {key: member.options.get(key) for key in [*TrainOptions().resume_key(), "patience"]}
         train |= {"n_mels": config.n_mels, "width": config.n_frames, "name": trained}
         train["weights"] = "FILE" if train["weights"] else None
-        train["teacher"] = f"runs/{Path(str(train['teacher'])).name}" if train["teacher"] else None
+        train["teacher"] = tuple(f"runs/{Path(run).name}" for run in train["teacher"] or ())
         named = TrainOptions(model=train["model"], n_mels=config.n_mels, width=config.n_frames).run_name
         folds = ["all"] if options.folds == "all" else [each.fold for each in members if each.run == member.run]
         usual = TrainOptions(width=config.n_mels, name=named)

@@ -76,8 +76,9 @@ def judge_and_measure(
 
 def _say_known(source: str, paths: list[str], ensemble: Ensemble, figure: str, world: World) -> None:
     """Say on stderr how many recordings the ensemble was calibrated by, which flatters a figure."""
-    known = np.isin(contents_of(paths), ensemble.calibrated_by) if world.is_main and len(ensemble.calibrated_by) else []
-    if count := int(np.sum(known)):
+    if not world.is_main or not len(ensemble.calibrated_by):
+        return
+    if count := int(np.isin(contents_of(paths), ensemble.calibrated_by).sum()):
         what = f"infer.calibrate was given {count:,} of these {counted(len(paths), 'recording')}"
         say(f"{source}: {what}: their {figure} may be too low; judge others", error=True)
 
