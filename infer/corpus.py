@@ -160,8 +160,8 @@ def cached_calibration_clips(members: list[Member], options: EnsembleOptions) ->
     """The clips that no fold was trained on, as files of the corpus; InputError where there are none."""
     cache = find_member_cache(members[0], options.cache_dir)
     check_no_words_added(members[0], cache)
-    share = min(member.hold_back for member in members)
-    held_back = calibration_clips(cache, share)
+    share = min(member.options.get("hold_back", 0.0) for member in members)
+    held_back = calibration_clips(cache, share if all(member.held_back for member in members) else 0.0)
     copies = _copies(cache, held_back, (cache.clips["split"] == TRAIN) & ~held_back)
     but = f", but for {copies.sum():,} of recordings that were trained on, too" if copies.any() else ""
     why, more = f"--hold-back {share:g}{but}", ", or train with a larger --hold-back"

@@ -95,7 +95,7 @@ class Ensemble:
             self.calibrated = fitted or alone
         runs = "".join(f" --run {shlex.quote(run)}" for run in dict.fromkeys(member.run for member in members))
         folds = ",".join(dict.fromkeys(member.fold for member in members))
-        source = "" if all(member.hold_back for member in members) else " --input FOLDER"
+        source = "" if all(member.held_back for member in members) else " --input FOLDER"
         self._remedy = f"run python -m infer.calibrate{runs} --folds {folds} --tta {tta}{source}"
 
     def describe_doubt(self) -> str:

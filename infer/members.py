@@ -41,8 +41,8 @@ class Member:
     """What it computes in, by autocast; None: float32."""
     calibrated: bool = True
     """Whether neither the member nor a teacher of it knew the clips that its temperature was fitted on."""
-    hold_back: float = 0.0
-    """Share of the clips that training kept from every fold; 0 of fold none, and where words were added later."""
+    held_back: bool = False
+    """Whether training kept clips from every fold; not from fold none, and none of words that were added later."""
     digest: str = ""
     """SHA-256 of the checkpoint."""
     trained_on: np.ndarray | None = None
@@ -181,7 +181,7 @@ def _load(run: str, fold: str, device: torch.device) -> Member:
         model=model.to(device).to(memory_format=memory_format),
         memory_format=memory_format,
         calibrated=fold != "none" and not options.get("teacher"),
-        hold_back=0.0 if saved["best"]["accuracy"] is None else options.get("hold_back", 0.0),
+        held_back=saved["best"]["accuracy"] is not None and bool(saved.get("held_back", options.get("hold_back"))),
         digest=hashlib.sha256(data).hexdigest(),
         trained_on=None if heard is None else heard.numpy(),
         epoch=saved["best"]["epoch"],

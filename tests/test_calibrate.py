@@ -168,6 +168,9 @@ def test_what_is_held_back_is_heard_by_no_fold(
     assert train([*TRAIN, *run]) == 0
     said = re.findall(r"held/fold(.): its temperature rests on \d+ errors among 48 held-out", capsys.readouterr().err)
     assert said == ["0", "1"]
+    for trained, told in ((str(tmp_path / "held"), "--tta 4"), (RUN, "--tta 4 --input FOLDER")):
+        assert predict(["--run", trained, "--device", "cpu", "--output", str(tmp_path / "table.csv")]) == 0
+        assert capsys.readouterr().err.rstrip().endswith(told), "what infer.calibrate takes"
     assert calibrate(["--run", str(tmp_path / "held"), "--device", "cpu", "--tta", "2"]) == 0
     assert f"{mask.sum()} clips" in capsys.readouterr().out
     assert calibrate(["--run", RUN, "--device", "cpu"]) == 2  # two hundredths of so few clips are none

@@ -159,7 +159,7 @@ def test_any_best_checkpoint(run: Path) -> None:
         FeatureConfig.from_dict(saved["features"], str(path))
         assert 0 < saved["temperature"] < math.inf
 
-    optional = ("heard", "device", "memory_format")  # not in checkpoints of earlier versions
+    optional = ("heard", "held_back", "device", "memory_format")  # not in checkpoints of earlier versions
     others = {key: content[key] for key in content.keys() - {"model", "version", "options", *optional}}
     others |= {"options": {"model": "test_resnet", "hold_back": 0.02}, "model": {}}
     assert check_refusals(edited(others), lambda other: save_checkpoint(path, other), read, "best.pt") == others.keys()

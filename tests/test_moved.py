@@ -71,7 +71,7 @@ def test_a_moved_corpus_is_found_by_audio_dir(
     for fold in (0, 1) if judge is calibrate else ():  # as if half of the clips had been held back
         path = Path(RUN) / f"fold{fold}/best.pt"
         saved = load_checkpoint(path)
-        saved["options"]["hold_back"] = 0.5
+        saved["options"]["hold_back"], saved["held_back"] = 0.5, 48
         save_checkpoint(path, {**saved, "heard": saved["heard"][:0]})
     flags = ["--run", RUN, "--check-clips", "2"] if judge is export else FLAGS
     flags = [*flags, "--split", "test"] if judge is evaluate else flags

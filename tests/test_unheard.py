@@ -161,7 +161,8 @@ def test_official_split_holds_nothing_back(corpus: Path, build: Callable, tmp_pa
         split_digest=cache.index["split"]["digest"],
         path=Path("best.pt"),
         classes=cache.classes,
-        hold_back=0.3,
+        held_back=False,
+        options={"hold_back": 0.3},
     )
     options = types.SimpleNamespace(cache_dir=str(tmp_path / "cache"), audio_dir=None)
     with pytest.raises(InputError, match=r"held no clips back \(the split is the corpus's official one\); use --input"):

@@ -24,6 +24,7 @@ _ENTRIES = {
     "feature_digest": "",
     "split_digest": "",
     "folds": 1,
+    "held_back": (0, ...),
     "classes": ["", ""],
     "best": ({"epoch": 0, "accuracy": -1.0, "loss": 0.0}, {"epoch": 0, "accuracy": None, "loss": None}),
     "heard": (torch.empty(0, dtype=torch.int64), None, ...),

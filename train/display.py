@@ -5,7 +5,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cache.cli import printable
-from train.folds import calibration_clips
 
 
 class Display:
@@ -34,8 +33,8 @@ class Display:
             return
         parameters = sum(p.numel() for p in trainer.model.parameters()) / 1e6
         fold, labels = trainer.fold, len(record.cache.classes)
-        held = calibration_clips(record.cache, record.options.hold_back).sum()
-        kept = f", {held:,} in no fold, for infer.calibrate" if held and record.fold_name != "none" else ""
+        held = record.held_back if record.fold_name != "none" else 0
+        kept = f", {held:,} in no fold, for infer.calibrate" if held else ""
         precision = str(trainer.dtype or torch.float32).removeprefix("torch.")
         place = "on the device" if trainer.batches.resident else "from the mapped cache"
         self.line(

@@ -19,6 +19,7 @@ from cache.index import Cache
 from train.calibration import FEW_ERRORS, fit_temperature
 from train.checkpoint import AGAIN, load_checkpoint, save_arrays, save_checkpoint
 from train.engine import Trainer
+from train.folds import calibration_clips
 from train.options import TrainOptions
 from train.precision import device_name
 from train.world import World
@@ -57,6 +58,7 @@ class Record:
     def __init__(self, options: TrainOptions, cache: Cache, fold_name: str) -> None:
         self.options, self.cache, self.fold_name = options, cache, fold_name
         self.folder = Path(options.runs_dir) / options.run_name / f"fold{fold_name}"
+        self.held_back = int(calibration_clips(cache, options.hold_back).sum())
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "loss": 0.0}
         self.trained_on: torch.Tensor | None = None  # see the module of that name
 
@@ -139,6 +141,7 @@ class Record:
             "feature_digest": self.cache.config.digest,
             "split_digest": split["digest"],
             "folds": split["folds"],
+            "held_back": self.held_back,
             "classes": list(self.cache.classes),
         }
 
