@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError, say
+from cache.cli import InputError, counted, say
 from cache.clip_id import file_of
 from cache.find import find_trained_cache
 from cache.index import TEST, TRAIN, Cache
@@ -69,7 +69,8 @@ def _without_background(recordings: Recordings, classes: list[str], source: str)
         if not is_background(name) or spelling(name.partition("/")[0]) in known
     ]
     if len(kept) < len(recordings.names):
-        left = f"{len(recordings.names) - len(kept):,} recordings in folders such as _background_noise_ are left out"
+        count = counted(len(recordings.names) - len(kept), "recording")
+        left = f"{count} in folders such as _background_noise_ left out"
         if not kept:
             raise InputError(f"{source}: {left}, and no other is there")
         say(f"{source}: {left}", error=True)

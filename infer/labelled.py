@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import softmax
 
-from cache.cli import InputError, say
+from cache.cli import InputError, counted, say
 from cache.index import Cache
 from infer.corpus import check_no_words_added, find_corpus, find_member_cache
 from infer.judge import Judge, describe_cropped, judge_in_shares
@@ -119,7 +119,7 @@ def judge_readable(
     if not good:
         raise InputError(f"none of {len(bad)} recordings could be judged; the first: {bad[0]}")
     if bad and world.is_main:
-        say(f"{len(bad):,} recordings could not be read and are not counted; {bad[0]}", error=True)
+        say(f"{counted(len(bad), 'recording')} could not be read: not counted; {bad[0]}", error=True)
     cropped = describe_cropped(sum(batch.cropped for batch in judged), members)
     if cropped and world.is_main:
         say(cropped, error=True)

@@ -124,5 +124,5 @@ def _in_table(path: Path, folder: Path, columns: str | None) -> Recordings:
     ]
     names = [f"{row.file}{row.part or ''}" for row in rows]
     labels = [row.label for row in rows] if "label" in table.names else None
-    note = f"{path}: {len(rows):,} rows{which}, {len(rows) - found.count(-1):,} of files that are there"
+    note = f"{path}: {counted(len(rows), 'row')}{which}, {len(rows) - found.count(-1):,} of files that are there"
     return Recordings(paths, names, note, labels)

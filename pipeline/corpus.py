@@ -67,8 +67,8 @@ def read_corpus(options: BuildOptions) -> Corpus:
     clips = clips[np.argsort(clips["clip_id"], kind="stable")]
     if len(twice := np.flatnonzero(clips["clip_id"][1:] == clips["clip_id"][:-1])):
         raise InputError(
-            f"{audio_dir}: {len(twice):,} clips come twice, such as {clips['clip_id'][twice[0]].decode()}: parts that "
-            "overlap are cut alike; correct the table, or leave out --long split"
+            f"{audio_dir}: clips that come twice: {len(twice):,}, such as {clips['clip_id'][twice[0]].decode()}: parts "
+            "that overlap are cut alike; correct the table, or leave out --long split"
         )
     return Corpus(clips, len(folds), notes, warnings)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, counted
 from cache.config import FeatureConfig
 from cache.files import csv_table
 from cache.index import TRAIN, Cache, clip_dtype, write_index
@@ -90,7 +90,7 @@ def naming_rejected(count: int, folder: Path) -> Iterator[None]:
     except InputError as error:
         if not count:
             raise
-        raise InputError(f"{error}; {count:,} recordings cannot be used, see {folder / REJECTED}") from None
+        raise InputError(f"{error}; {counted(count, 'recording')} cannot be used, see {folder / REJECTED}") from None
 
 
 def plan_split(
@@ -161,7 +161,7 @@ def _describe_split(clips: np.ndarray, classes: list[str], settings: dict[str, A
         names, speaker = np.unique(spoken["speaker"], return_inverse=True)
         sides = np.unique((speaker << 17) + 2 * spoken["fold"].astype(np.int64) + spoken["split"] + 2)
         if two := names[np.bincount(sides >> 17) > 1].tolist():
-            notes.append(f"{len(two):,} speakers stand on two sides of the given split, such as {two[0].decode()}")
+            notes.append(f"speakers on two sides of the given split: {len(two):,}, such as {two[0].decode()}")
     return notes
 
 
@@ -169,7 +169,7 @@ def _describe_cancelled(found: np.ndarray) -> list[str]:
     names = [name.decode() for name in found["clip_id"][(found["flags"] >> FLAGS.index("cancelled")) & 1 == 1].tolist()]
     if not names:
         return []
-    return [f"the channels of {len(names):,} recordings cancel to silence, such as {', '.join(names[:3])}"]
+    return [f"recordings whose channels cancel to silence: {len(names):,}, such as {', '.join(names[:3])}"]
 
 
 def list_copies(
@@ -205,13 +205,13 @@ def list_copies(
     with csv_table(path, ["file", "label", "same_as", "its_label"]) as table:
         table.writerows(sorted(rows, key=lambda row: (row[2], row[0])))
     share = "" if two_sides else ", with which they share a fold"
-    notes = [f"{len(rows):,} recordings are copies of others{share}: {path}"]
+    notes = [f"recordings that are copies of others{share}: {len(rows):,}, see {path}"]
     if two_labels:
-        notes.append(f"{len(two_labels):,} recordings stand under two labels, such as {'; '.join(two_labels[:3])}")
+        notes.append(f"recordings under two labels: {len(two_labels):,}, such as {'; '.join(two_labels[:3])}")
     if two_sides:
         notes.append(
-            f"{len(two_sides):,} recordings have copies on another side of the given split, so that its figures are "
-            f"too high: {'; '.join(two_sides[:3])}"
+            "recordings with copies on another side of the given split, so that its figures are too high: "
+            f"{len(two_sides):,}, such as {'; '.join(two_sides[:3])}"
         )
     return notes
 

@@ -35,7 +35,7 @@ def cut_long(clips: np.ndarray, options: BuildOptions) -> np.ndarray:
     if options.long == "error" and long:
         file, start, end = spans[long[0]]
         raise InputError(
-            f"{options.audio_dir}: {len(long):,} recordings are longer than {length:g} s, such as {file} "
+            f"{options.audio_dir}: recordings longer than {length:g} s: {len(long):,}, such as {file} "
             f"({end - start:g} s); use --clip-seconds, --long split or --long loudest"
         )
     rows = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, counted
 from pipeline.clips import Rows
 from pipeline.decode import PART_SLACK_S
 from pipeline.lists import spelling, spellings
@@ -139,9 +139,9 @@ def read_manifest(path: Path, audio_dir: Path, options: BuildOptions) -> tuple[n
     if options.group_by != "none":
         _check_parts(clips, table, taken.lines)
     used = ", ".join(f"{meaning} from {name}" for meaning, name in table.names.items())
-    notes = [f"{path}: {len(clips):,} rows; {used}"]
+    notes = [f"{path}: {counted(len(clips), 'row')}; {used}"]
     if missing:
-        notes.append(f"left out: {len(missing):,} rows; {missing[0]}")
+        notes.append(f"left out: {counted(len(missing), 'row')}; {missing[0]}")
     for meaning, name in (("label", "label"), ("group", "speaker")):
         empty = np.flatnonzero(np.isin(np.char.lower(clips[name]), _NOTHING))
         if empty.size and meaning in table.names:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.cli import InputError
+from cache.cli import InputError, counted
 from pipeline.clips import Rows
 
 SPEECH_COMMANDS = r"^(?P<label>[^/]+)/(?:.*/)?(?:(?P<speaker>[0-9a-f]{8})_nohash_[0-9]+\.[^/]*$)?"
@@ -74,8 +74,8 @@ def match_names(
     clips, folds = rows.clips()
     notes = []
     if unmatched:
-        where = "do not fit --pattern" if pattern else "lie in no folder <label>/"
-        notes.append(f"left out: {len(unmatched):,} recordings {where}, such as {unmatched[0]}")
+        where = "outside --pattern" if pattern else "in no folder <label>/"
+        notes.append(f"left out: {counted(len(unmatched), 'recording')} {where}, such as {unmatched[0]}")
     names = [label.decode() for label in np.unique(clips["label"]).tolist()]
     if not pattern and all(map(_SPLIT_LIKE.fullmatch, names)):
         kind = "fold" if names[0].lower().startswith("fold") else "split"

@@ -458,7 +458,7 @@ def test_given_folds_and_a_list_of_test_clips(corpus, build, tmp_path):
     clips = Cache(only_cache(tmp_path / "cache")).clips
     assert {clip["clip_id"].decode() for clip in clips[clips["split"] == TEST]} == set(tested)
     assert (clips["fold"][clips["split"] == TEST] == NO_FOLD).all()
-    assert "1 speakers stand on two sides of the given split, such as a0000000" in output
+    assert "speakers on two sides of the given split: 1, such as a0000000" in output
     (corpus / "testing_list.txt").write_text("\n".join(name for name, path in rows if int(path.name[7]) % 2))
     status, output = build("--manifest", str(tmp_path / "t.csv"))
     assert status == 0

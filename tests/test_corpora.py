@@ -116,7 +116,7 @@ def test_birdclef_split(here: Path, capsys) -> None:
         r"16 of 16 recordings last up to \d+ s; kept: the loudest 5 s at 32,000 Hz; .*: --long split\n", output
     )
     assert build([*flags, "--long", "error"]) == 2
-    assert "are longer than 5 s, such as dog/XC0.mp3" in capsys.readouterr().err
+    assert re.search(r"recordings longer than 5 s: \d+, such as dog/XC0.mp3", capsys.readouterr().err)
     assert build([*flags, "--long", "split"]) == 0
     cache = built()
     parts: dict[str, list] = {}
@@ -363,7 +363,7 @@ def test_missing_files_can_be_left_out(four: Path, capsys) -> None:
     """With --ignore-missing the rest is built, and the summary counts what is not."""
     Path("t.csv").write_text(TABLE + "gone.wav,x,s1,1\n")
     assert build(["--manifest", "t.csv", "--ignore-missing", *SMALL]) == 0
-    assert "left out: 1 rows; t.csv, line 6, column filename: no file 'gone.wav'" in capsys.readouterr().out
+    assert "left out: 1 row; t.csv, line 6, column filename: no file 'gone.wav'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_label_that_takes_no_part_is_none(four: Path) -> None:
     """A recording of whose label the pattern says nothing is left out; its folder is no label then."""
     corpus = read_corpus(BuildOptions(pattern=r"(?:(?P<label>[ab])|.)\.wav"))
     assert corpus.clips["label"].tolist() == [b"a", b"b"]
-    assert corpus.notes[0] == "left out: 2 recordings do not fit --pattern, such as c.wav"
+    assert corpus.notes[0] == "left out: 2 recordings outside --pattern, such as c.wav"
 
 
 def test_labels_that_are_lists_and_long_parts_are_said(four: Path, capsys) -> None:
@@ -411,7 +411,10 @@ def test_copies_below_any_folder_of_a_table_are_named(four: Path, capsys) -> Non
     (four / "data/audio/_background_noise_/e.wav").write_bytes((four / "data/audio/a.wav").read_bytes())
     Path("t.csv").write_text(TABLE + "e.wav,y,s2,2\n")
     assert build(["--manifest", "t.csv", *SMALL]) == 0
-    assert "1 recordings have copies on another side of the given split" in capsys.readouterr().out
+    assert (
+        "copies on another side of the given split, so that its figures are too high: 1, such as"
+        in capsys.readouterr().out
+    )
 
 
 def test_words_for_missing_values_are_said(four: Path) -> None:
@@ -470,9 +473,9 @@ def test_copies_and_cancelling_channels_are_named(here: Path, capsys) -> None:
     (audio / "song.m4a").write_bytes(b"m4a")
     assert build(["--folds", "3", *SMALL]) == 0
     output = capsys.readouterr().out
-    assert "2 recordings are copies of others, with which they share a fold: data/cache/" in output
-    assert "1 recordings stand under two labels, such as no/1.wav (no) = yes/copy.wav (yes)" in output
-    assert "the channels of 1 recordings cancel to silence, such as yes/stereo.wav" in output
+    assert "recordings that are copies of others, with which they share a fold: 2, see data/cache/" in output
+    assert "recordings under two labels: 1, such as no/1.wav (no) = yes/copy.wav (yes)" in output
+    assert "recordings whose channels cancel to silence: 1, such as yes/stereo.wav" in output
     assert "ignored files that are no recordings: 1 .*, 1 .m4a" in output
     assert "ffmpeg -i x.m4a x.flac" in output
     cache = built()
@@ -488,8 +491,8 @@ def test_copies_and_cancelling_channels_are_named(here: Path, capsys) -> None:
     assert build(["--folds", "3", *SMALL]) == 0
     output = capsys.readouterr().out
     assert "share a fold" not in output
-    assert "1 recordings have copies on another side of the given split" in output
-    assert "too high: no/0.wav (no) = no/copy.wav (no)\n" in output
+    assert "copies on another side of the given split, so that its figures are too high: 1, such as" in output
+    assert "such as no/0.wav (no) = no/copy.wav (no)\n" in output
 
 
 def test_wake_words(here: Path, capsys) -> None:
@@ -644,7 +647,9 @@ def test_parts_that_overlap_are_not_cut_alike(four: Path, capsys) -> None:
     write_table(Path("t.csv"), "file,label,start_s,end_s", rows)
     flags = ["--manifest", "t.csv", "--clip-seconds", "0.2", "--folds", "2", *SMALL]
     assert build([*flags, "--long", "split"]) == 2
-    assert "data/audio: 8 clips come twice, such as a.wav#t=0.2,0.4: parts that overlap" in capsys.readouterr().err
+    assert (
+        "data/audio: clips that come twice: 8, such as a.wav#t=0.2,0.4: parts that overlap" in capsys.readouterr().err
+    )
     assert build(flags) == 0
 
 

@@ -128,7 +128,7 @@ def test_thresholds_are_kept_and_used_by_all(
     assert predict([*MEMBERS, "--input", str(negatives), *windows]) == 0
     assert all(float(row["confidence"]) >= thresholds[row["label"]] - 1e-4 for row in rows("w.csv"))
     assert predict([*MEMBERS, "--input", str(unheard), "--output", "p.csv"]) == 0
-    assert "were judged with a confidence below their labels' thresholds in" in capsys.readouterr().out
+    assert "unknown, for their confidence is below their labels' thresholds in" in capsys.readouterr().out
     assert predict([*MEMBERS, "--input", str(unheard), "--output", "all.csv", "--min-confidence", "0"]) == 0
     for row, best in zip(rows("p.csv"), rows("all.csv"), strict=True):
         sure = float(best["confidence"]) >= thresholds[best["label"]]

@@ -22,7 +22,7 @@ import pytest
 import soundfile
 import torch
 
-from cache.cli import InputError
+from cache.cli import InputError, counted
 from infer.judge import Judge
 from infer.listen.__main__ import main
 from infer.listen.sound import microphone
@@ -115,7 +115,7 @@ def test_a_wav_file_on_standard_input_gives_the_detections_of_predict(heard, sou
     assert expected
     status, found, error = heard(sound, pieces=(1, 3, 20, 45, 4001, 16000))
     assert (status, sorted(found, key=lambda row: row["start_s"])) == (0, expected), error
-    assert f"{len(expected)} detections" in error
+    assert counted(len(expected), "detection") in error
     at = sound.index(b"data") + 4
     endless = sound[:4] + b"\xff\xff\xff\xff" + sound[8:at] + b"\xff\xff\xff\xff" + sound[at + 4 :]
     assert sorted(heard(endless)[1], key=lambda row: row["start_s"]) == expected

@@ -30,10 +30,10 @@ def recordings(tmp_path: Path) -> Path:
 COMMANDS = {
     "predict": (predict, ("--input", "in", "--output", "p.csv"), "1 could not be read: see the column error\n"),
     "windows": (predict, ("--input", "in", "--output", "p.csv", "--windows", "w.csv"), "1 could not be read"),
-    "evaluate": (evaluate, ("--input", "in"), "1 recordings could not be read and are not counted; yes/bad.wav: not"),
-    "calibrate": (calibrate, ("--input", "in"), "1 recordings could not be read and are not counted; yes/bad.wav: not"),
-    "report": (report, ("--input", "in", "--output", "r.html"), "1 recordings could not be read and are not counted"),
-    "export": (export, ("--check", "in", "--output", "m.onnx"), "1 recordings could not be read"),
+    "evaluate": (evaluate, ("--input", "in"), "1 recording could not be read: not counted; yes/bad.wav: not"),
+    "calibrate": (calibrate, ("--input", "in"), "1 recording could not be read: not counted; yes/bad.wav: not"),
+    "report": (report, ("--input", "in", "--output", "r.html"), "1 recording could not be read: not counted"),
+    "export": (export, ("--check", "in", "--output", "m.onnx"), "1 recording could not be read"),
 }
 
 

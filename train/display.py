@@ -4,7 +4,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cache.cli import printable
+from cache.cli import counted, printable
 
 
 class Display:
@@ -72,7 +72,7 @@ class Display:
             if entry["val_clips"]
             else "nothing held out"
         )
-        skipped = f"  {entry['skipped_steps']} steps skipped" if entry["skipped_steps"] else ""
+        skipped = f"  {counted(entry['skipped_steps'], 'step')} skipped" if entry["skipped_steps"] else ""
         self.line(
             f"epoch {entry['epoch']:3d}  loss {entry['train_loss']:.4f} accuracy {entry['train_accuracy']:.4f}  "
             f"{judged}{' *' if better else '  '}  {entry['clips_per_second']:,.0f} clips/s{skipped}"

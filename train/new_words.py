@@ -112,17 +112,17 @@ def check_words(new: Cache, known: list[str], options: AddWordsOptions) -> dict[
     """
     own, counts = new.clips["split"] == TRAIN, new.index["counts"]
     if counts["silent"]:
-        raise InputError(f"{options.audio}: {counts['silent']} recordings are silent; remove them")
+        raise InputError(f"{options.audio}: silent recordings: {counts['silent']}; remove them")
     if counts["cropped"]:
         say(f"{options.audio}: of {counts['cropped']} longer recordings the loudest part is taken", error=True)
     if not own.all():
-        say(f"{options.audio}: {(~own).sum()} recordings are left out, for they are listed for testing", error=True)
+        say(f"{options.audio}: recordings left out, for they are listed for testing: {(~own).sum()}", error=True)
     contents, targets = np.asarray(clip_contents(new))[own], new.clips["target"][own]
     different = np.unique(np.stack([contents, targets]), axis=1)
     words = dict(zip(new.classes, np.bincount(different[1], minlength=len(new.classes)).tolist(), strict=True))
     several = np.unique(different[0], return_counts=True)[1] > 1
     if several.any():
-        raise InputError(f"{options.audio}: {several.sum()} recordings lie under two words; leave each under one")
+        raise InputError(f"{options.audio}: recordings under two words: {several.sum()}; leave each under one")
     spoken = {_alike(word) for word in known}
     if twice := [word for word in words if _alike(word) in spoken]:
         raise InputError(

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cache.cli import EXIT_OK, InputError, say
+from cache.cli import EXIT_OK, InputError, counted, say
 from infer.detections import Detection, Detector, hop_samples, window_thresholds
 from infer.listen.sound import Sound, microphone, standard_input
 from infer.options import ListenOptions
@@ -79,7 +79,7 @@ class _Listener:
             self._print(self._detector.end())
         heard_s = self._heard / self._model.sample_rate
         share = f"; judging took {self._judging_s / heard_s:.1%} of that time" if heard_s else ""
-        say(f"{heard_s:.1f} s heard, {self._printed} detections{share}", error=True)
+        say(f"{heard_s:.1f} s heard, {counted(self._printed, 'detection')}{share}", error=True)
 
     def _judge_all(self, sound: Sound) -> None:
         model, rate, lost = self._model, self._model.sample_rate, 0

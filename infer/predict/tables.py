@@ -60,7 +60,7 @@ def predict(options: PredictOptions, world: World) -> int:
         below = (
             f"{options.min_confidence:g}" if options.min_confidence else f"their labels' thresholds in {ensemble.path}"
         )
-        say(f"{unknown:,} were judged with a confidence below {below}, and are {UNKNOWN}")
+        say(f"{UNKNOWN}, for their confidence is below {below}: {counted(unknown, 'file')}")
     if bad:
         say(f"{bad:,} could not be read: see the column error", error=True)
     return EXIT_INCOMPLETE if bad else EXIT_OK
