@@ -141,8 +141,8 @@ def test_a_teacher_may_have_other_features(more: Path) -> None:
     assert saved["state"]["taught"] == first.digest
 
 
-def test_several_teachers_teach_their_mean(more: Path) -> None:
-    """Each in its own features, of clips with labels and without; the next command names both."""
+def test_several_teachers_teach_their_mean(more: Path, capsys: pytest.CaptureFixture) -> None:
+    """Each in its own features, of clips with labels and without; training goes on only with the same."""
     from pipeline.build_cache import main as build
 
     assert build("--n-mels 40 --num-views 1 --folds 2 --jobs 1".split()) == 0
@@ -157,6 +157,9 @@ def test_several_teachers_teach_their_mean(more: Path) -> None:
     assert train([*STUDENT, "--teacher", "runs/wide"]) == 0
     last = Path("runs/student/foldnone/last.pt")
     assert load_checkpoint(last)["options"]["teacher"] == (RUN, "runs/wide")
+    capsys.readouterr()
+    assert train(STUDENT) == 2
+    assert f"was trained with --teacher {RUN}, runs/wide (now {RUN}); use the same" in capsys.readouterr().err
     assert load_checkpoint(last)["state"]["taught"] == lessons_of(teacher=(RUN, "runs/wide")).digest
 
 

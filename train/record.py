@@ -91,7 +91,7 @@ class Record:
             raise InputError(f"{path}: is of fold {saved['fold']}; move {self.folder} away")
         trained = {**dataclasses.asdict(TrainOptions()), **saved["options"]}  # later flags have their defaults
         differ = [
-            f"--{key.replace('_', '-')} {trained.get(key)} (now {value})"
+            f"--{key.replace('_', '-')} {_shown(trained.get(key))} (now {_shown(value)})"
             for key, value in self.options.resume_key().items()
             if trained.get(key) != value
         ]
@@ -198,6 +198,11 @@ class Record:
     def write_config(self, world: World) -> None:
         """Write config.json: arguments, versions, device and git commit."""
         write_config(self.folder, self._identity(), self.cache, world)
+
+
+def _shown(value: Any) -> Any:
+    """A flag's value as it is typed."""
+    return (", ".join(value) or None) if isinstance(value, tuple) else value
 
 
 def write_config(folder: Path, content: dict[str, Any], cache: Cache, world: World) -> None:
