@@ -23,10 +23,9 @@ from train.augment import batch_augment, default_mixup
 from train.data import Batches, judge_clips
 from train.folds import Fold
 from train.losses import LOSSES, class_weights, keep_hardest, soft_targets
-from train.models import create_model, fits_input, flatten_buffers, start_classifier
+from train.models import flatten_buffers, untrained_model
 from train.options import TrainOptions
 from train.precision import FORMATS, autocast, choose_memory_format, device_name, training_dtype
-from train.speech_embedding import check_features
 from train.teacher import Lessons
 from train.world import World
 
@@ -85,17 +84,7 @@ class Trainer:
         self.taught = lessons and lessons.digest
         torch.manual_seed(options.seed)
         size = (cache.config.n_mels, cache.config.n_frames)
-        if options.pretrained:
-            check_features(options.model, cache.config)
-        model = create_model(options.model, classes, size, options.weights, options.pretrained, options.drop_path)
-        start_classifier(model, at_zero=options.loss == "cross_entropy")
-        fits_input(model, options.model, size)
-        normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        if normalised and world.local_batch_size(options.batch_size) == 1:
-            raise InputError(
-                f"--batch-size {options.batch_size}: {options.model} has batch normalisation; one clip per rank has "
-                f"no statistics; use {2 * world.world_size} or more"
-            )
+        model = untrained_model(options, cache, world)
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         self.dtype = training_dtype(options, model, world, size)

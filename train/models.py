@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from cache.cli import InputError, first_line
+from cache.index import Cache
 from train.checkpoint import taking_over
+from train.options import TrainOptions
+from train.world import World
 
 
 def create_model(
@@ -55,6 +58,32 @@ def create_model(
     if drop_path:
         settings["drop_path_rate"] = drop_path
     return _create_with_weights(name, settings, weights) if weights else _create(name, settings, pretrained)
+
+
+def untrained_model(options: TrainOptions, cache: Cache, world: World) -> torch.nn.Module:
+    """The model that a run begins with, as its flags say, on the CPU.
+
+    Raises
+    ------
+    InputError : as :func:`create_model`, a model that does not take the cache's features, or one clip per rank where
+        there is batch normalisation
+    """
+    from train.speech_embedding import check_features
+
+    size = (cache.config.n_mels, cache.config.n_frames)
+    if options.pretrained:
+        check_features(options.model, cache.config)
+    weights, pretrained = options.weights, options.pretrained
+    model = create_model(options.model, len(cache.classes), size, weights, pretrained, options.drop_path)
+    start_classifier(model, at_zero=options.loss == "cross_entropy")
+    fits_input(model, options.model, size)
+    normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normalised and world.local_batch_size(options.batch_size) == 1:
+        raise InputError(
+            f"--batch-size {options.batch_size}: {options.model} has batch normalisation; one clip per rank has "
+            f"no statistics; use {2 * world.world_size} or more"
+        )
+    return model
 
 
 def load_trained(path: Path, saved: dict[str, Any]) -> torch.nn.Module:
