@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train.engine
+import train.models
 import train.precision
 from cache.config import FeatureConfig
 from cache.index import Cache
@@ -65,7 +65,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch, "Generator", lambda device, make=torch.Generator: make())
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(FakeTensor, "numpy", numpy_of)
-    monkeypatch.setattr(train.engine, "create_model", real_model)
+    monkeypatch.setattr(train.models, "create_model", real_model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield CUDA
 

@@ -25,7 +25,7 @@ from train.options import AddWordsOptions
 from train.progress import best_checkpoints
 from train.record import write_config
 from train.recordings import build_features
-from train.stopping import exiting_at_sigterm
+from train.stopping import ending_at_once
 from train.trained_on import clip_contents, contents_trained_on
 from train.world import World
 
@@ -95,7 +95,7 @@ def recordings_as_cache(audio: str, config: FeatureConfig) -> Iterator[Cache]:
         raise InputError(f"--audio {audio}: no such folder, or none in it; expected {audio}/<word>/*.wav")
     config = dataclasses.replace(config, num_views=_VIEWS)
     try:
-        with exiting_at_sigterm(), tempfile.TemporaryDirectory(prefix="melshard-") as folder:
+        with ending_at_once(), tempfile.TemporaryDirectory(prefix="melshard-") as folder:
             yield build_features(audio, config, Path(folder), "--jobs=1")
     except InputError as error:
         if few := re.search(r"fewer speakers \(or clips\) than .* for: (.*?);", str(error)):  # than its folds

@@ -2,7 +2,6 @@
 
 import csv
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from cache.cli import InputError, printable
 from cache.config import FeatureConfig
 from cache.find import list_caches
 from cache.index import Cache
-from train.stopping import exiting_at_sigterm
+from train.stopping import ending_at_once
 
 _FEATURES = "sample_rate clip_seconds n_fft n_mels fmin fmax top_db normalize num_views augment".split()
 
@@ -35,11 +34,8 @@ def build_features(audio: str, config: FeatureConfig, cache_dir: Path, *flags: s
     values |= {"audio_dir": audio, "cache_dir": cache_dir, "folds": 2, "group_by": "none"}
     command = [sys.executable, "-m", "pipeline.build_cache", "--one-label", *flags]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-    with exiting_at_sigterm():
+    with ending_at_once():
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    interrupted = done.stderr.rstrip().endswith(("interrupted", "KeyboardInterrupt"))
-    if interrupted or done.returncode == -signal.SIGINT:  # by Ctrl-C, which this process may outlive
-        raise KeyboardInterrupt
     if done.returncode:
         raise InputError(_describe_failure(audio, cache_dir, done.stderr))
     said = done.stdout.splitlines()  # which names the cache, beside that with other background

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,13 +29,16 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def exiting_at_sigterm() -> Iterator[None]:
-    """Have SIGTERM end this process within the block as an exception does: what has begun is ended and cleared away."""
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def ending_at_once() -> Iterator[None]:
+    """Have SIGTERM and Ctrl-C end this process within the block: as exceptions, so that what has begun is ended too."""
+    handlers: dict[int, Any] = {signal.SIGTERM: lambda number, frame: sys.exit(128 + number)}
+    handlers[signal.SIGINT] = signal.default_int_handler
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Agreement:
