@@ -5,6 +5,7 @@ fold (-1 where none is given).
 """
 
 import re
+import unicodedata
 
 import numpy as np
 
@@ -62,6 +63,7 @@ class Rows:
                 what = f"{fold!r} is a split, not a fold: name it so (--columns split=…, or (?P<split>…) in --pattern)"
                 raise ValueError("fold", what if fold else "empty")
             number = self._folds.setdefault(_WHOLE.sub(r"\1", fold), len(self._folds))
+        speaker = " ".join(unicodedata.normalize("NFC", speaker).split())  # one, in whatever form it is written
         if speaker and self._grouped:
             first = self._sides.setdefault(speaker, (side, number, place))
             if first[:2] != (side, number):

@@ -23,7 +23,6 @@ from pipeline.options import BuildOptions
 from pipeline.provenance import read_provenance
 from pipeline.scan import NOISE_FOLDER, files_of
 from pipeline.shard_task import FLAGS
-from pipeline.wake_words import NEGATIVES_FOLDER
 
 REJECTED, COPIES = "rejected.csv", "copies.csv"
 _AS_FLOAT = re.compile(r"^(\d+)\.0$")
@@ -77,7 +76,7 @@ def finish(
     keep = set(alive) | set(known["shard"][bad].tolist())
     for number in shard_numbers(folder) - keep:
         remove_shard(folder, number)
-    background = () if options.manifest else (NOISE_FOLDER, NEGATIVES_FOLDER)  # a table may name clips there
+    background = () if options.manifest else (NOISE_FOLDER,)  # a table may name clips there
     notes = [*_describe_cancelled(found), *list_copies(folder / COPIES, listing, _contents(found), clips, background)]
     return [*notes, *_describe_split(clips, classes, settings)]
 

@@ -70,7 +70,7 @@ class BuildOptions(Flags):
     one_label: bool = flag(False, "take a corpus of one label, such as a word for train.add_words")
     ignore_missing: bool = flag(False, "go on although lines of the corpus's lists name no clip")
     skip_bad: bool = flag(False, "exit with status 0 although some files were rejected")
-    seed: int = flag(0, "seed of augmentation and folds")
+    seed: int = flag(0, "seed of augmentation and folds", AT_LEAST_0)
 
     @property
     def command(self) -> str:

@@ -8,6 +8,7 @@ from cache.cli import InputError
 from cache.clip_id import Part
 from cache.index import NO_FOLD, TEST, TRAIN
 from pipeline.clips import VALIDATION, as_clips
+from pipeline.lists import spelling
 from pipeline.manifest import Files
 from pipeline.options import BuildOptions
 from pipeline.scan import NOISE_FOLDER, noise_files, random_keys, stamp_of
@@ -32,11 +33,12 @@ def keep_labels(clips: np.ndarray, options: BuildOptions) -> tuple[np.ndarray, s
     -------
     (clips, what was done in words)
     """
-    wanted = list(dict.fromkeys(label.strip() for label in (options.keep or "").split(",")))
-    labels = [label.decode() for label in np.unique(clips["label"]).tolist()]
+    labels = {spelling(label.decode()): label.decode() for label in np.unique(clips["label"]).tolist()}
+    wanted = list(dict.fromkeys(spelling(label.strip()) for label in (options.keep or "").split(",")))
     for label in wanted:
         if label not in labels:
-            raise InputError(f"--keep: no label {label!r}; the corpus has {', '.join(labels)}")
+            raise InputError(f"--keep: no label {label!r}; the corpus has {', '.join(labels.values())}")
+    wanted = [labels[label] for label in wanted]
     kept = np.isin(clips["label"], [label.encode() for label in wanted])
     share = 1 / len(wanted) if options.unknown_share is None else options.unknown_share
     sides, side = np.unique(clips["fold"].astype(int) * 4 + clips["split"], return_inverse=True)
@@ -101,8 +103,10 @@ def add_silence(clips: np.ndarray, options: BuildOptions, folds: int) -> np.ndar
 
     Raises
     ------
-    InputError : no background recordings, or too short ones
+    InputError : no background recordings, too short ones, or a corpus with a label of this name
     """
+    if (clips["label"] == SILENCE.encode()).any():
+        raise InputError(f"--silence: the corpus has a label {SILENCE} already; leave out --silence, or rename it")
     files = noise_files(Path(options.audio_dir))
     if not files:
         raise InputError(f"--silence: no recordings in {options.audio_dir}/{NOISE_FOLDER}")

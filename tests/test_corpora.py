@@ -530,6 +530,14 @@ def test_wake_words(here: Path, capsys) -> None:
     assert "built 0 clips" in capsys.readouterr().out
     assert build(["--silence", "10", "--folds", "30", *SMALL]) == 2
     assert "the background recordings are too short to give each of 30 folds" in capsys.readouterr().err
+    assert build(["--silence", "10", "--seed", "-1", *SMALL]) == 2
+    assert "--seed" in capsys.readouterr().err
+    (here / "data/audio/up").rename(here / "data/audio/cafe\u0301")
+    (here / "data/audio/bed").rename(here / "data/audio/silence")
+    assert build(["--keep", "caf\u00e9,down", "--cache-dir", "kept", *SMALL]) == 0
+    assert "unknown: " in capsys.readouterr().out
+    assert build(["--silence", "10", "--cache-dir", "other", *SMALL]) == 2
+    assert "--silence: the corpus has a label silence already" in capsys.readouterr().err
 
 
 def test_unknown_is_as_frequent_as_its_share_says(here: Path, capsys) -> None:

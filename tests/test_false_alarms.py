@@ -241,7 +241,13 @@ def test_parts_of_negatives_become_unknown(project: Path, negatives: Path, capsy
     for file in ("0.flac", "1.flac"):
         folds = {int(row["fold"]) for row, (name, _) in zip(mined, found, strict=True) if name == file}
         assert len(folds) == 1
-    capsys.readouterr()
+    tested = Path("data/audio/testing_list.txt").read_text().split()[0]
+    shutil.copy(Path("data/audio") / tested, "data/audio/_negatives_/copy.wav")
+    Path("copied.csv").write_text("file,start_s\n0.flac,1\n1.flac,1\ncopy.wav,0\n")
+    assert build_cache([*flags[:-1], "copied.csv", "--cache-dir", "data/copied"]) == 0
+    said = capsys.readouterr().out
+    assert "recordings with copies on another side of the given split" in said
+    assert "recordings under two labels: 1, such as _negatives_/copy.wav (unknown) = " in said
     Path("mined.csv").write_text("file,start_s\n0.flac,1\nother.flac,1\n")
     assert build_cache(flags) == 2
     assert "mined.csv, line 3, column file: no file 'other.flac'" in capsys.readouterr().err

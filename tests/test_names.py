@@ -18,6 +18,7 @@ from cache import info
 from cache.cli import printable, run_main, say
 from cache.files import csv_table, read_sealed, write_sealed
 from cache.index import INDEX
+from pipeline.clips import Rows
 from tests.words_run import RUN
 
 NAMES = [
@@ -182,3 +183,13 @@ def test_names_are_no_emoji(capsys: pytest.CaptureFixture) -> None:
 
     Display(is_main=True).line("runs/:bird:/[b]fold0")
     assert capsys.readouterr().out == "runs/:bird:/[b]fold0\n"
+
+
+@pytest.mark.parametrize("other", ["Jose\u0301", "José ", "  José"])
+def test_a_speaker_in_two_spellings_is_one(other: str) -> None:
+    """In two forms of Unicode or with other blanks: on two sides of a split they are refused as one name is."""
+    rows = Rows(grouped=True)
+    rows.add((b"a.wav", 0), None, "yes", "José", "train", None, "line 2")
+    with pytest.raises(ValueError, match="split") as refusal:
+        rows.add((b"b.wav", 0), None, "yes", other, "test", None, "line 3")
+    assert "another for the speaker José in line 2" in refusal.value.args[1]
